@@ -1,0 +1,38 @@
+# make install: the environment (.venv, with the `lab` command in .venv/bin)
+# make demo:    train n = 1 and n = 4 on a small ring, then a table and a figure (minutes, 2 CPU cores)
+# make test:    lint, types, import layers, tests
+# make figures: every figure from stored results
+# make lock:    renew constraints.txt from what is installed
+
+PYTHON ?= python3
+BIN := .venv/bin
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+
+.PHONY: install demo test figures lock
+.DEFAULT_GOAL := install
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lab needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/lab sweep run sweeps/demo.yaml --workers 2
+	$(BIN)/lab sweep show sweeps/demo.yaml
+	$(BIN)/lab figures polynomials_by_operations --sweep sweeps/demo.yaml
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+figures: install
+	$(BIN)/lab figures
+
+lock:
+	$(BIN)/python -m pip freeze --exclude-editable | grep '==' | sed 's/+cpu//' > constraints.txt

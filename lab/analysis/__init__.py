@@ -1,0 +1,1 @@
+"""What can be derived and measured about objectives."""

@@ -1,0 +1,1 @@
+"""The commands. They own the console; below them, code logs."""

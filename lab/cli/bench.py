@@ -1,0 +1,8 @@
+"""`lab bench`: measure speed here."""
+
+import click
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed on this machine."""

@@ -1,0 +1,114 @@
+"""What every command shares: options, progress, output."""
+
+import json
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+    from lab.learning.progress import Progress
+
+
+class Duration(click.ParamType[float]):
+    """A time like 90s, 9m or 1h30m, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", value)
+        if not match or not value:
+            self.fail(f"'{value}' is not allowed: should be a time like 90s, 9m or 1h30m", param, ctx)
+        hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return float(3600 * hours + 60 * minutes + seconds)
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines: one document, the last line.")
+store_option = click.option(
+    "--store",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder of the run directories.",
+)
+time_limit_option = click.option(
+    "--time-limit",
+    type=Duration(),
+    default=None,
+    help="Stop at a checkpoint after this time, e.g. 9m; the same command goes on from there.  [default: none]",
+)
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error: standard output is for results."""
+    click.echo(text, err=True)
+
+
+def print_json(content: Any) -> None:
+    """One JSON document on one line."""
+    click.echo(json.dumps(content))
+
+
+def deadline(time_limit: float | None) -> float:
+    """When to stop, in seconds since the epoch."""
+    return time.time() + time_limit if time_limit is not None else float("inf")
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C or SIGTERM makes the function return true; a second one interrupts at once."""
+    heard = False
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        if heard:
+            raise KeyboardInterrupt
+        heard = True
+        say("stopping at a checkpoint; once more to stop at once")
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def bars() -> Iterator["Bars"]:
+    """Progress bars on standard error, with rate, losses by head and time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[about]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        yield shown
+
+
+def about(progress: "Progress") -> str:
+    """Rate, losses by head and time left, for a bar."""
+    losses = " ".join(f"{loss:.3f}" for loss in progress.losses)
+    left = int(progress.seconds_left)
+    return f"{progress.tokens_per_second:,.0f} tokens/s · loss {losses} · {left // 60}:{left % 60:02d} left"
+
+
+def fail(message: str, status: int) -> None:
+    """One line on standard error, and out."""
+    say(f"lab: {message}")
+    sys.exit(status)

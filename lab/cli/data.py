@@ -1,0 +1,87 @@
+"""`lab data`: look at what a model will see."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lab.cli.console import print_json
+from lab.errors import BadInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lab.tasks.base import Split, Task
+
+_SCAN = 200_000  # examples searched for a slice before giving up on an unlimited split
+
+
+@click.group()
+def data() -> None:
+    """Look at what a model will see."""
+
+
+@data.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1)
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="train", show_default=True)
+@click.option("--operations", type=int, help="Only examples with this many operations (polynomials).  [default: all]")
+@click.option("--count", type=click.IntRange(min=1), default=10, show_default=True, help="Examples to show.")
+@click.option("--start", type=click.IntRange(min=0), default=0, show_default=True, help="Index of the first example.")
+@click.option("--json", "as_json", is_flag=True, help="Print each example as one line of JSON.")
+def show(
+    recipe: str,
+    overrides: tuple[str, ...],
+    split: "Split",
+    operations: int | None,
+    count: int,
+    start: int,
+    as_json: bool,
+) -> None:
+    """Show examples of RECIPE (a YAML file, e.g. datasets/polynomials.yaml).
+
+    OVERRIDES change its fields: task.pause=5, seed=3. `lab train --help` lists them all.
+    """
+    from lab.experiments.experiment import load_experiment
+
+    experiment = load_experiment(recipe, overrides)
+    task = experiment.task.build()
+    wanted = {} if operations is None else {"operations": operations}
+    if not as_json:
+        click.echo(f"{len(task.vocabulary)} tokens: {' '.join(task.vocabulary)}")
+        click.echo(f"{split}: {task.size(split) or 'unlimited'} examples of at most {task.longest(split)} tokens")
+    for index, record in _records(task, split, experiment.seed, start, count, wanted):
+        if as_json:
+            print_json(record)
+        else:
+            click.echo(f"{index:>8}  {record['text']}")
+
+
+def _records(
+    task: "Task", split: "Split", seed: int, start: int, count: int, wanted: dict[str, Any]
+) -> "Iterator[tuple[int, dict[str, Any]]]":
+    """Examples whose slices are as wanted, with their indices."""
+    import numpy as np
+
+    size = task.size(split)
+    end = min(start + _SCAN + count, size if size is not None else start + _SCAN + count)
+    shown = 0
+    met: dict[str, set[Any]] = {name: set() for name in wanted}
+    for first in range(start, end, 4096):
+        indices = np.arange(first, min(first + 4096, end))
+        examples = task.examples(split, indices, seed)
+        fits = np.ones(len(indices), bool)
+        for name, value in wanted.items():
+            if name not in examples.slices:
+                raise BadInput(f"--{name}: this task has no such slice; it has: {', '.join(examples.slices)}")
+            met[name].update(examples.slices[name].tolist())
+            fits &= examples.slices[name] == value
+        for row in np.flatnonzero(fits):
+            yield int(indices[row]), task.record(examples, int(row))
+            shown += 1
+            if shown == count:
+                return
+    for name, value in wanted.items():
+        if value not in met[name]:
+            there = ", ".join(map(str, sorted(met[name]))) or "none"
+            raise BadInput(f"--{name}: {value} does not occur in {split} from index {start} on; there are: {there}")
+    raise BadInput(f"--count: {count} is not allowed: {split} has {shown} such examples from index {start} on")

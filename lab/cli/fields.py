@@ -1,0 +1,60 @@
+"""The experiment's fields, for help."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from lab.config import Config, configs_in
+from lab.experiments.experiment import Experiment
+
+
+def fields() -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """A section for the experiment's own fields, then one for each config inside it: its title and its rows."""
+    own = {name: info for name, info in Experiment.model_fields.items() if not list(configs_in(info.annotation))}
+    yield "Fields", [_row(name, info) for name, info in own.items()]
+    for name, info in Experiment.model_fields.items():
+        for config in configs_in(info.annotation):
+            choice = config.model_fields.get("name")
+            title = f"{name}={choice.default}" if choice else name
+            about = " ".join((config.__doc__ or "").split("\n\n")[0].split())
+            rows = [_row(f"{name}.{field}", each) for field, each in config.model_fields.items() if field != "name"]
+            yield f"{title}: {about}", rows
+
+
+def _row(name: str, info: FieldInfo) -> tuple[str, str]:
+    parts = [" ".join((info.description or "").split())]
+    if info.default is not PydanticUndefined:
+        default = info.default.model_dump() if isinstance(info.default, Config) else info.default
+        parts.append(f"[default: {_plain(default)}]")
+    elif info.default_factory is None:
+        parts.append("[required]")
+    return f"{name}  {_type(info.annotation)}", "  ".join(parts)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_plain, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_plain(each)}" for key, each in value.items()) + "}"
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin is Literal:
+        return "|".join(map(str, arguments))
+    if origin is Union or origin is type(int | None):
+        return "|".join(_type(each) for each in arguments)
+    if origin is tuple:
+        return f"[{', '.join(map(_type, arguments))}]"
+    if origin is dict:
+        return f"{{{_type(arguments[0])}: {_type(arguments[1])}}}"
+    return {int: "integer", float: "number", bool: "true|false", str: "text", type(None): "null"}.get(
+        annotation, "mapping"
+    )

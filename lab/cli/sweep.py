@@ -1,0 +1,191 @@
+"""`lab sweep`: many runs."""
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lab.cli.console import about, as_json, bars, deadline, print_json, say, store_option, time_limit_option
+from lab.errors import Failure
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from lab.learning.progress import Progress
+
+sweep_argument = click.argument("path", metavar="SWEEP")
+scale_option = click.option("--scale", default="cpu", show_default=True, help="Size of the sweep: cpu, gpu, paper …")
+
+
+@click.group()
+def sweep() -> None:
+    """Run experiments that vary along axes, see how far they are, and what came out.
+
+    A SWEEP is a YAML file such as sweeps/polynomials_n.yaml.
+    """
+
+
+@sweep.command()
+@sweep_argument
+@scale_option
+@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Runs at a time.")
+@time_limit_option
+@click.option("--retry", is_flag=True, help="Also run again what failed before.")
+@store_option
+@as_json
+def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bool, store: Path, as_json: bool) -> None:
+    """Carry out every run of SWEEP that is not done.
+
+    A finished run is not redone, whether its result lies in the store or among the committed results/; an interrupted
+    one goes on from its last checkpoint; a failed one is recorded and does not stop the others.
+    """
+    from lab.experiments.sweep import load_sweep, states
+    from lab.experiments.workers import carry_out
+
+    end = deadline(time_limit)
+    loaded = load_sweep(path, scale)
+    found = states(loaded, store)
+    names = {cell.experiment.identity: _name(cell.axes) for cell in loaded.cells}
+    todo = [
+        cell.experiment
+        for cell, state in zip(loaded.cells, found, strict=True)
+        if state.name in ("started", "waiting") or (state.name == "failed" and retry)
+    ]
+    ends: Counter[str] = Counter(
+        state.name for state in found if state.name == "done" or (state.name == "failed" and not retry)
+    )
+    say(f"{path}, scale {scale}: {len(found)} runs, {ends['done']} done before, {len(todo)} to do")
+    if todo:
+        with bars() as shown:
+            total = shown.add_task(loaded.name, total=len(found), completed=ends["done"], about="runs")
+            lines: dict[str, TaskID] = {}
+
+            def listen(identity: str, progress: "Progress") -> None:
+                if identity not in lines:
+                    lines[identity] = shown.add_task(names[identity], total=progress.steps, about="")
+                shown.update(lines[identity], completed=progress.step, about=about(progress))
+
+            started = time.monotonic()
+            for outcome in carry_out(todo, store, min(workers, len(todo)), end, listen):
+                ends[outcome.state] += 1
+                name = names[outcome.experiment.identity]
+                if outcome.experiment.identity in lines:
+                    shown.remove_task(lines.pop(outcome.experiment.identity))
+                shown.update(total, completed=ends["done"])
+                if outcome.state != "stopped":
+                    minutes = (time.monotonic() - started) / 60
+                    shown.console.print(
+                        f"{minutes:5.1f} min  {outcome.state}  {name}  {outcome.reason}", highlight=False
+                    )
+    if as_json:
+        print_json({"sweep": path, "scale": scale, "runs": len(found), **ends})
+    left = len(found) - ends["done"]
+    say(f"{ends['done']} of {len(found)} runs done" + (f"; go on with: {loaded.command}" if left else ""))
+    if ends["failed"]:
+        raise Failure(
+            f"{ends['failed']} runs failed; see lab sweep status {path} --scale {scale}, run again with --retry"
+        )
+
+
+@sweep.command()
+@sweep_argument
+@scale_option
+@store_option
+@as_json
+def status(path: str, scale: str, store: Path, as_json: bool) -> None:
+    """Say which runs of SWEEP are done, failed (and why), started or waiting."""
+    from lab.experiments.store import RunDirectory
+    from lab.experiments.sweep import load_sweep, states
+
+    loaded = load_sweep(path, scale)
+    rows = []
+    for cell, state in zip(loaded.cells, states(loaded, store), strict=True):
+        directory = RunDirectory(store, cell.experiment)
+        step = cell.experiment.train.steps if state.result else directory.last_step()
+        row = {**cell.axes, "identity": cell.experiment.identity, "state": state.name, "step": step}
+        rows.append(
+            {**row, "steps": cell.experiment.train.steps, "reason": state.reason, "directory": str(directory.path)}
+        )
+    if as_json:
+        print_json({"sweep": path, "scale": scale, "runs": rows})
+        return
+    click.echo(f"{loaded.file.question}\nEndpoint: {loaded.file.endpoint}\nBudget: {loaded.file.scales[scale].budget}")
+    for cell, row in zip(loaded.cells, rows, strict=True):
+        click.echo(
+            f"{row['state']:>8}  {row['step']:>6}/{row['steps']}  {_name(cell.axes)}  {row['reason'] or ''}".rstrip()
+        )
+    counts = Counter(row["state"] for row in rows)
+    click.echo(", ".join(f"{number} {state}" for state, number in counts.items()))
+
+
+@sweep.command()
+@sweep_argument
+@scale_option
+@click.option("--split", type=click.Choice(["validation", "test"]), default="test", show_default=True)
+@click.option(
+    "--checkpoint",
+    type=click.Choice(["final", "best"]),
+    default="final",
+    show_default=True,
+    help="The last weights, or those that did best on validation while training.",
+)
+@click.option(
+    "--table", type=click.Path(dir_okay=False, path_type=Path), help="Also write the whole tidy table as CSV."
+)
+@store_option
+@as_json
+def show(path: str, scale: str, split: str, checkpoint: str, table: Path | None, store: Path, as_json: bool) -> None:
+    """Show the scores of SWEEP's finished runs: means over seeds with their 95 % intervals."""
+    from lab.experiments.sweep import load_sweep, states
+    from lab.report.tables import score_tables, tidy
+
+    loaded = load_sweep(path, scale)
+    found = list(zip(loaded.cells, states(loaded, store), strict=True))
+    finished = [(cell, state.result) for cell, state in found if state.result is not None]
+    if not finished:
+        raise Failure(f"{path}, scale {scale}: no run is finished yet; begin with: {loaded.command}")
+    frame = tidy(finished)
+    if table is not None:
+        table.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(table, index=False)
+    task = loaded.cells[0].experiment.task.build()
+    arms = [axis for axis in loaded.axes if axis != "seed"]
+    chosen = frame[(frame.checkpoint == checkpoint) & (frame.split == split)]
+    tables = score_tables(chosen, arms, task)
+    if as_json:
+        print_json({"sweep": path, "scale": scale, "finished": len(finished), "runs": len(found), "tables": tables})
+        return
+    from lab.cli.scores import print_scores
+
+    print_scores(tables, f"{split}, {checkpoint} weights")
+    if len(finished) < len(found):
+        say(f"{len(finished)} of {len(found)} runs are finished; go on with: {loaded.command}")
+
+
+@sweep.command()
+@sweep_argument
+@scale_option
+@store_option
+@as_json
+def keep(path: str, scale: str, store: Path, as_json: bool) -> None:
+    """Copy the finished results of SWEEP into results/, where they are committed and count as done from then on."""
+    from lab.experiments.store import keep_results
+    from lab.experiments.sweep import load_sweep, states
+    from lab.home import home
+
+    loaded = load_sweep(path, scale)
+    results = [state.result for state in states(loaded, store) if state.result is not None]
+    if not results:
+        raise Failure(f"{path}, scale {scale}: no run is finished yet; begin with: {loaded.command}")
+    target = home() / "results" / f"{loaded.name}.{scale}.jsonl"
+    keep_results(target, results)
+    if as_json:
+        print_json({"table": str(target), "results": len(results)})
+    else:
+        click.echo(f"{len(results)} of {len(loaded.cells)} results in {target}")
+
+
+def _name(axes: dict[str, Any]) -> str:
+    return " ".join(f"{axis}={value}" for axis, value in axes.items())

@@ -1,0 +1,114 @@
+"""What every configuration in the lab shares: strict typed fields, and one clear line for bad input."""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from lab.errors import BadInput
+
+
+class Neutral:
+    """Marks a field that came after its config was first used: at `value` it does not enter the identity.
+
+    Used as `field: Annotated[int, Neutral(0)] = 0`, so that runs made before the field existed keep their identity.
+    """
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, strictly typed, unknown fields refused.
+
+    `version` is part of a run's identity. Raise it when the meaning of the same fields changes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    version: ClassVar[int] = 1
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def validated(config: type[ConfigT], mapping: dict[str, Any]) -> ConfigT:
+    """A config from a mapping as YAML gives it.
+
+    Raises:
+        BadInput: naming the first wrong field, its value and what is allowed.
+    """
+    try:
+        # JSON mode is as strict about types, yet takes a list where a tuple is meant, as YAML has to write it.
+        return config.model_validate_json(json.dumps(mapping))
+    except TypeError as error:
+        raise BadInput(f"only text, numbers, booleans, lists and mappings can be configured: {error}") from None
+    except ValidationError as error:
+        raise BadInput(_one_line(config, mapping, error.errors(include_url=False)[0])) from None
+
+
+def canonical(config: Config) -> dict[str, Any]:
+    """What identifies a config: every field that is not at its neutral value, and each config's version."""
+    fields: dict[str, Any] = {"version": config.version}
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if any(isinstance(mark, Neutral) and mark.value == value for mark in info.metadata):
+            continue
+        fields[name] = canonical(value) if isinstance(value, Config) else value
+    return fields
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known word nearest to `word`, or nothing."""
+    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def configs_in(annotation: Any) -> Iterator[type[Config]]:
+    """The config classes that an annotation names, through unions."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    for part in get_args(annotation):
+        yield from configs_in(part)
+
+
+def _one_line(config: type[Config], mapping: dict[str, Any], error: ErrorDetails) -> str:
+    """A pydantic error as `field: value is not allowed: what is`."""
+    place, owner, value = [], [config], mapping
+    *_, last = error["loc"] or ("",)
+    for part in error["loc"]:
+        inside = (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int))
+        if inside or part == last:
+            place.append(str(part))
+        if inside:
+            value = value[part]  # type: ignore[index]
+        fields = [each.model_fields[str(part)] for each in owner if str(part) in each.model_fields]
+        if fields and part != last:
+            owner = list(configs_in(fields[0].annotation))
+        elif not inside:  # the tag that pydantic puts between a union's field and the fields of its member
+            owner = [each for each in owner if each.model_fields["name"].default == part] if len(owner) > 1 else owner
+    field = ".".join(place)
+    names = [name for each in owner for name in each.model_fields]
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"{field}: unknown field; allowed: {', '.join(names)}{did_you_mean(last, names)}"
+    if kind == "missing":
+        about = owner[0].model_fields[str(last)].description or "it has no default"
+        return f"{field}: missing: {' '.join(about.split())}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tags = [str(each.model_fields["name"].default) for each in configs_in(config.model_fields[field].annotation)]
+        if kind == "union_tag_not_found":
+            return f"{field}.name: missing: should be one of {', '.join(tags)}"
+        name = value["name"] if isinstance(value, dict) else value
+        return f"{field}: '{name}' is not allowed: should be one of {', '.join(tags)}{did_you_mean(name, tags)}"
+    given = json.dumps(value)
+    given = given if len(given) <= 80 else given[:77] + "..."
+    if kind == "value_error":
+        # A check across fields names them itself; a check of one field is told here what was given.
+        about = context["error"] if isinstance(value, dict) else f"{given} is not allowed: {context['error']}"
+        return f"{field}: {about}".removeprefix(": ")
+    allowed = error["msg"].removeprefix("Input ")
+    words = [word.strip("' ") for word in str(context.get("expected", "")).replace(" or ", ",").split(",")]
+    return f"{field}: {given} is not allowed: {allowed}{did_you_mean(value, words) if words != [''] else ''}"

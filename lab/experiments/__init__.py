@@ -1,0 +1,1 @@
+"""Experiments: what is run, once or as a sweep, and what comes back."""

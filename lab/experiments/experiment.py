@@ -1,0 +1,213 @@
+"""The typed experiment, its files and overrides, and its identity."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import Field, model_validator
+
+from lab.config import Config, canonical, did_you_mean, validated
+from lab.errors import BadInput
+from lab.home import home
+from lab.learning.settings import Evaluation, Train
+from lab.models.sizes import Model
+from lab.objectives import ObjectiveConfig
+from lab.objectives.next_token import NextToken
+from lab.tasks import TaskConfig
+
+
+class Execution(Config):
+    """How a run is carried out. Recorded, not part of its identity."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes a GPU when there is one."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of a run; all cores, shared between workers, when null. (Sums in another order change last bits.)"""
+    data_workers: int = Field(default=0, ge=0, le=64)
+    """Processes that prepare batches; 0 prepares them in the run's own."""
+    log_every: int = Field(default=50, ge=1)
+    """Steps between rows of metrics.jsonl; each is a mean over them."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between checkpoints to resume from."""
+    tensorboard: bool = True
+    """Also log to TensorBoard, in the run's directory."""
+
+
+def default_precision() -> Literal["fp32", "bf16"]:
+    """bf16 where the machine has a GPU, else fp32."""
+    return "bf16" if torch.cuda.is_available() else "fp32"
+
+
+class Experiment(Config):
+    """One training run."""
+
+    task: TaskConfig
+    """What is learned; its name selects it."""
+    model: Model = Model()
+    """The decoder's shape."""
+    objective: ObjectiveConfig = NextToken()
+    """How many tokens are predicted at once, and by what heads; its name selects it."""
+    train: Train = Train()
+    """Optimiser and schedule."""
+    evaluation: Evaluation = Evaluation()
+    """Measurements while training."""
+    seed: int = Field(default=0, ge=0)
+    """Moves the initial weights and the training data. Validation and test sets are the same for every seed."""
+    precision: Literal["fp32", "bf16"] = Field(default_factory=default_precision)
+    """Number format of training; bf16 keeps fp32 master weights. Default: bf16 on a GPU, else fp32."""
+    execution: Execution = Execution()
+    """How the run is carried out; not part of its identity."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Experiment":
+        layers, heads = self.model.shape.layers, self.objective.head_layers()
+        if heads >= layers:
+            raise ValueError(
+                f"objective.n: {self.objective.n} is not allowed: its {heads} head layers leave no trunk in a model of "
+                f"{layers} layers; allowed: at most {layers - 1}, or a larger model"
+            )
+        longest = self.task.build().longest("train")
+        if longest > self.train.context:
+            raise ValueError(
+                f"train.context: {self.train.context} is not allowed: the longest training example has {longest} tokens"
+            )
+        return self
+
+    @property
+    def identity(self) -> str:
+        """16 hexadecimal digits that stand for every field that defines the science."""
+        science = canonical(self)
+        del science["execution"]
+        text = json.dumps(science, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """A readable name, which together with the identity names the run's directory."""
+        objective = f"{self.objective.name}-n{self.objective.n}"
+        return f"{self.task.name}-{objective}-{self.model.label}-s{self.seed}-{self.identity}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 1e-3 is a number, and a key that is given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: list(found) for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """A YAML document.
+
+    Raises:
+        BadInput: the text is not YAML; names `origin` and the line.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise BadInput(f"{origin}{line}: not YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise BadInput(f"{origin}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file; a relative path is looked for here, then among the lab's own files.
+
+    Raises:
+        BadInput: no such file, not readable, not YAML, or not a mapping.
+    """
+    given = Path(path)
+    found = next((each for each in (given, home() / given) if each.is_file()), None)
+    if found is None:
+        folder = given.parent if given.parent.is_dir() else home() / given.parent
+        known = [str(given.parent / each.name) for each in sorted(folder.glob("*.yaml"))] if folder.is_dir() else []
+        allowed = f"; there are: {', '.join(known)}" if known else ""
+        raise BadInput(f"{path}: no such file{allowed}{did_you_mean(str(path), known)}")
+    try:
+        content = parse_yaml(found.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not readable as text: {error}") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise BadInput(f"{path}: not a mapping from field names to values")
+    return content
+
+
+def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
+    """`update` laid over `base`, mapping by mapping.
+
+    Naming another task or objective starts from that one's own defaults: nothing of the former's fields is kept.
+    """
+    merged = dict(base)
+    for key, value in update.items():
+        below = base.get(key)
+        if key in ("task", "objective"):
+            value = {"name": value} if isinstance(value, str) else value
+            below = {"name": below} if isinstance(below, str) else below
+            if isinstance(value, dict) and isinstance(below, dict):
+                default = {"objective": "next_token"}.get(key)
+                below = below if value.get("name", below.get("name")) == below.get("name", default) else None
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def override(mapping: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """`mapping` with the field at the dotted path `key` set."""
+    *parents, last = key.split(".")
+    update: dict[str, Any] = {last: value}
+    for parent in reversed(parents):
+        update = {parent: update}
+    return merge(mapping, update)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """The key and value of `key.sub=value`; the value is YAML.
+
+    Raises:
+        BadInput: not of that form.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key or not all(part.isidentifier() for part in key.split(".")):
+        raise BadInput(f"'{text}' is not an override: should be key.sub=value, as in train.lr=1e-3")
+    return key, parse_yaml(value, f"override '{text}'")
+
+
+def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
+    """The experiment of a recipe or of a run's config.yaml, with overrides.
+
+    Raises:
+        BadInput: anything that is not allowed, in one line.
+    """
+    mapping = read_yaml(path)
+    for text in overrides:
+        mapping = override(mapping, *parse_override(text))
+    return experiment_from(mapping, str(path))
+
+
+def experiment_from(mapping: dict[str, Any], origin: str) -> Experiment:
+    """A validated experiment; errors name `origin`."""
+    try:
+        return validated(Experiment, mapping)
+    except BadInput as error:
+        raise BadInput(f"{origin}: {error}") from None
+
+
+def dump_yaml(experiment: Experiment) -> str:
+    """The experiment as YAML that `load_experiment` reads back to the same identity."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, width=120)

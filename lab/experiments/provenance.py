@@ -1,0 +1,68 @@
+"""Where a number comes from: hardware, versions, commit, memory."""
+
+import contextlib
+import os
+import platform
+import resource
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lab.home import home
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The machine, in words and numbers."""
+    about: dict[str, Any] = {"host": platform.node(), "cpu": _cpu_name(), "cores": os.cpu_count()}
+    about["threads"] = torch.get_num_threads()
+    about["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return about
+
+
+def versions() -> dict[str, str]:
+    """The versions that move numbers."""
+    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "lightning", "numpy")}}
+
+
+def commit() -> str | None:
+    """The checkout's commit, `+` appended when tracked files differ from it; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(home()), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring peak memory anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):  # Linux alone: the peak resident size falls back to the present one
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the device's allocator peak on a GPU, the process's peak resident size on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,167 @@
+"""One training run, from experiment to result, top to bottom."""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from safetensors.torch import save_file
+
+from lab.errors import BadInput
+from lab.experiments import provenance
+from lab.experiments.experiment import Experiment
+from lab.experiments.store import Result, RunDirectory, write_json
+from lab.learning.callbacks import Checkpoint, JsonLines, Record, Validate
+from lab.learning.data import StepsDataModule
+from lab.learning.evaluation import evaluate
+from lab.learning.module import LearningModule
+from lab.learning.progress import Progress
+from lab.objectives import build_model
+from lab.objectives.cost import non_embedding_parameters, training_flops_per_token
+from lab.tasks.base import Row
+
+# Lightning announces its devices and its tips, and warns of what we mean: few data workers, a stream without an end that
+# is resumed where it was (see lab.learning.data).
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", module="lightning.*")
+
+
+def execute(
+    experiment: Experiment,
+    store: Path,
+    threads: int | None = None,
+    listen: Callable[[Progress], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+    resumed: Callable[[int], None] = lambda _: None,
+) -> Result | None:
+    """Carry out a run, or go on with it, or find it done.
+
+    Args:
+        experiment: what to run.
+        store: the folder of run directories.
+        threads: CPU threads, where the experiment does not say; all cores when null.
+        listen: told now and then how far the run is.
+        stop: asked after every step; true makes the run stop at a checkpoint.
+        resumed: told the step of the checkpoint that the run goes on from, if there is one.
+
+    Returns:
+        The result; None when the run was stopped. The same call goes on with it.
+
+    Raises:
+        Busy: another process works on the run.
+        Failure: training diverged, or the store cannot be used.
+        BadInput: the experiment cannot be built.
+    """
+    directory = RunDirectory(store, experiment)
+    result = directory.read_result()
+    if result is not None:
+        return result
+    task = experiment.task.build()
+    model = build_model(experiment.model, experiment.objective, len(task.vocabulary), experiment.seed)
+    device = choose_device(experiment.execution.device)
+    torch.set_num_threads(experiment.execution.threads or threads or os.cpu_count() or 1)
+
+    # Data: validation serves choices while training, test is read once, at the end.
+    validation, test = (task.examples(split, np.arange(task.size(split) or 0), 0) for split in ("validation", "test"))
+    questions = np.concatenate((validation.keys, test.keys))
+    n, workers = experiment.objective.n, experiment.execution.data_workers
+    data = StepsDataModule(task, experiment.train, n, experiment.seed, questions, workers)
+
+    with directory.claimed():
+        provenance.reset_peak_memory(device)
+
+        # Training.
+        module = LearningModule(model, experiment.train, len(questions))
+        record = Record(experiment.execution.log_every, listen)
+        validate = Validate(task, experiment.evaluation, validation)
+        checkpoint = Checkpoint(directory.checkpoint, experiment.execution.checkpoint_every, stop)
+        metrics = JsonLines(directory.metrics)
+        loggers: list[Logger] = [metrics]
+        if experiment.execution.tensorboard:
+            loggers.append(TensorBoardLogger(directory.path, name="tensorboard", version=""))
+        trainer = L.Trainer(
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=1,
+            precision="bf16-mixed" if experiment.precision == "bf16" else "32-true",
+            max_steps=experiment.train.steps,
+            max_epochs=-1,
+            logger=loggers,
+            callbacks=[record, validate, checkpoint],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=directory.path,
+        )
+        saved = directory.checkpoint if directory.checkpoint.exists() else None
+        step = 0
+        if saved:
+            step = int(torch.load(saved, weights_only=True, map_location="cpu", mmap=True)["global_step"])
+            resumed(step)
+        metrics.rewind(step)
+        trainer.fit(module, data, ckpt_path=saved, weights_only=True)
+        if trainer.global_step < experiment.train.steps:
+            return None
+
+        # Evaluation, in float32: the master weights' own format, also after bf16 training.
+        started = time.perf_counter()
+        module.to(device).eval()
+        seen = module.seen.cpu().numpy()
+        first, then = np.split(seen, [len(validation.keys)])
+        parts = {"validation": (validation, first), "test": (test, then)}
+        directory.weights.mkdir(exist_ok=True)
+        best_step, best_state = validate.best["step"], validate.best["weights"]
+        scores: list[Row] = []
+        for name, at, state in (("final", experiment.train.steps, model.state_dict()), ("best", best_step, best_state)):
+            tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+            save_file(tensors, directory.weights / f"{name}.safetensors")
+            model.load_state_dict(tensors)
+            for split, (examples, known) in parts.items():
+                if name == "best" and at == experiment.train.steps:
+                    rows = [row for row in scores if row["split"] == split]
+                else:
+                    rows = evaluate(model, task, examples, known)
+                scores += [{**row, "checkpoint": name, "step": at, "split": split} for row in rows]
+
+        # Result.
+        tokens = int(module.tokens)
+        flops = training_flops_per_token(model, experiment.train.context)
+        result = {
+            "identity": experiment.identity,
+            "experiment": experiment.model_dump(mode="json"),
+            "steps": experiment.train.steps,
+            "tokens": tokens,
+            "parameters": sum(each.numel() for each in model.parameters()),
+            "non_embedding_parameters": non_embedding_parameters(model),
+            "flops": tokens * flops,
+            "seconds": record.seconds,
+            "evaluation_seconds": time.perf_counter() - started,
+            "tokens_per_second": tokens / record.seconds,
+            "peak_memory_bytes": provenance.peak_memory(device),
+            "hardware": provenance.hardware(device),
+            "versions": provenance.versions(),
+            "commit": provenance.commit(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "scores": scores,
+        }
+        write_json(directory.result, result)
+        directory.checkpoint.unlink(missing_ok=True)  # only resuming needs it
+        return result
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device of a run.
+
+    Raises:
+        BadInput: a GPU is wanted and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise BadInput('execution.device: "cuda" is not allowed: this machine has no GPU that torch can use')
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")

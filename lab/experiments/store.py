@@ -1,0 +1,143 @@
+"""Where runs and their results live.
+
+A run's directory holds config.yaml, metrics.jsonl, checkpoints/, weights/ and, written last, result.json. A file is
+complete or absent: each is written beside its place and moved there.
+"""
+
+import fcntl
+import json
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lab.errors import BadInput, Failure
+from lab.experiments.experiment import Experiment, dump_yaml
+from lab.home import home
+
+Result = dict[str, Any]
+"""The content of a result.json; see `lab.experiments.run` for its fields."""
+
+
+class Busy(Failure):
+    """Another process works on the run."""
+
+
+class RunDirectory:
+    """The directory of one run under a store."""
+
+    def __init__(self, store: Path, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.path = store / experiment.label
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoint = self.path / "checkpoints" / "last.ckpt"
+        self.weights = self.path / "weights"
+        self.result = self.path / "result.json"
+        self.failure = self.path / "failure.json"
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the run, so that no other process works on it; a killed holder lets go.
+
+        Whatever fails inside is left in failure.json.
+
+        Raises:
+            Busy: another process holds it.
+            Failure: the store cannot be written, or something failed inside.
+        """
+        try:
+            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / "lock").open("w")
+        except OSError as error:
+            raise Failure(f"{self.path}: cannot be written: {error.strerror}") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Busy(f"{self.path}: another process works on this run") from None
+            if not self.config.exists():
+                write_text(self.config, dump_yaml(self.experiment))
+            try:
+                self.failure.unlink(missing_ok=True)
+                yield
+            except BadInput:
+                raise
+            except Exception as error:
+                reason = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+                reason = " ".join(reason.split())
+                write_json(self.failure, {"reason": reason, "traceback": traceback.format_exc()})
+                raise Failure(f"{self.path}: {reason}") from error
+
+    def read_result(self) -> Result | None:
+        """The finished run's result; None when there is none.
+
+        Raises:
+            Failure: the file is there and is not this experiment's result.
+        """
+        try:
+            result = json.loads(self.result.read_text())
+            if result["identity"] == self.experiment.identity:
+                return result  # type: ignore[no-any-return]
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, TypeError, KeyError, UnicodeDecodeError):
+            pass
+        raise Failure(f"{self.result}: is not the result of run {self.experiment.identity}; move it away to run anew")
+
+    def read_failure(self) -> str | None:
+        """Why the run failed when it was last tried; None when it did not."""
+        try:
+            return str(json.loads(self.failure.read_text())["reason"])
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, TypeError, KeyError):
+            return "it left a failure.json that cannot be read"
+
+    def last_step(self) -> int:
+        """The step of the newest row of metrics.jsonl; 0 when there is none."""
+        try:
+            lines = self.metrics.read_text().splitlines()
+            return int(json.loads(lines[-1])["step"])
+        except (OSError, IndexError, ValueError, KeyError):
+            return 0
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all, also after a crash."""
+    fresh = path.with_name(path.name + ".new")
+    with fresh.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def kept_results(folder: Path | None = None) -> dict[str, Result]:
+    """The results committed under results/, by identity.
+
+    Raises:
+        BadInput: a line of a table is not a result.
+    """
+    results = {}
+    for table in sorted((folder or home() / "results").glob("*.jsonl")):
+        for number, line in enumerate(table.read_text().splitlines(), start=1):
+            try:
+                result = json.loads(line)
+                results[result["identity"]] = result
+            except (json.JSONDecodeError, TypeError, KeyError):
+                raise BadInput(f"{table}, line {number}: not a run's result") from None
+    return results
+
+
+def keep_results(table: Path, results: list[Result]) -> None:
+    """Write results as a committed table: one JSON object a line, ordered by identity."""
+    ordered = sorted(results, key=lambda result: str(result["identity"]))
+    write_text(table, "".join(json.dumps(result) + "\n" for result in ordered))

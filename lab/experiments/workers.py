@@ -1,0 +1,110 @@
+"""Runs in several local processes at once."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from queue import Empty
+from typing import Any, NamedTuple
+
+from lab.errors import BadInput, Failure
+from lab.experiments.experiment import Experiment
+from lab.experiments.store import Busy
+from lab.learning.progress import Progress
+
+
+class Outcome(NamedTuple):
+    """How a run ended: `done`, `stopped` (the same command goes on with it), `failed`, or `busy` (someone else's)."""
+
+    experiment: Experiment
+    state: str
+    reason: str = ""
+
+
+def carry_out(
+    experiments: Sequence[Experiment],
+    store: Path,
+    workers: int,
+    deadline: float,
+    listen: Callable[[str, Progress], None],
+) -> Iterator[Outcome]:
+    """Carry out runs, `workers` at a time, and yield each outcome as it comes.
+
+    The processes are kept alive from run to run (importing Lightning takes seconds) and share the cores evenly. At
+    `deadline` (seconds since the epoch), or when the caller leaves early (Ctrl-C), runs stop at a checkpoint.
+
+    Args:
+        experiments: what to run.
+        store: the folder of run directories.
+        workers: processes.
+        deadline: when to stop.
+        listen: told a run's identity and its progress.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    news, stop = spawn.Queue(), spawn.Event()
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool = ProcessPoolExecutor(workers, spawn, _initialise, (_Shared(news, stop, deadline, threads, store),))
+    try:
+        futures = {pool.submit(_carry_out_one, experiment.model_dump_json()): experiment for experiment in experiments}
+        while futures:
+            try:
+                listen(*news.get(timeout=0.2))
+                continue
+            except Empty:
+                ended = [future for future in futures if future.done()]
+            for future in ended:
+                experiment = futures.pop(future)
+                try:
+                    yield Outcome(experiment, *future.result())
+                except BrokenProcessPool:
+                    yield Outcome(experiment, "stopped", "a worker process was killed")
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+class _Shared(NamedTuple):
+    """What a worker process is given once."""
+
+    news: Any
+    stop: Any
+    deadline: float
+    threads: int
+    store: Path
+
+
+_shared: _Shared
+
+
+def _initialise(shared: _Shared) -> None:
+    global _shared
+    _shared = shared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and tells by `stop`
+
+
+def _carry_out_one(text: str) -> tuple[str, str]:
+    experiment = Experiment.model_validate_json(text)
+    shared = _shared
+
+    def stop() -> bool:
+        return shared.stop.is_set() or time.time() > shared.deadline
+
+    if stop():
+        return "stopped", ""
+
+    def listen(progress: Progress) -> None:
+        shared.news.put((experiment.identity, progress))
+
+    from lab.experiments.run import execute  # takes seconds to import, so the parent, which may find all done, does not
+
+    try:
+        result = execute(experiment, shared.store, shared.threads, listen, stop)
+        return ("done" if result else "stopped"), ""
+    except Busy as error:
+        return "busy", str(error)
+    except (BadInput, Failure) as error:
+        return "failed", str(error)

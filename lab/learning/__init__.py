@@ -1,0 +1,1 @@
+"""How a model learns: data, optimiser, Lightning modules, evaluation, decoding."""

@@ -1,0 +1,155 @@
+"""What happens between steps: logging, evaluation, checkpoints, stopping."""
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lab.errors import Failure
+from lab.learning.data import select
+from lab.learning.evaluation import evaluate, head_losses
+from lab.learning.module import LearningModule
+from lab.learning.progress import Progress
+from lab.learning.settings import Evaluation
+from lab.tasks.base import Examples, Task
+
+
+class JsonLines(Logger):
+    """`metrics.jsonl`: one JSON object a row."""
+
+    name = "metrics"
+    version = ""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def rewind(self, step: int) -> None:
+        """Drop what was written after `step`, as a run does that resumes there; a half-written row goes too."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text("".join(kept))
+        os.replace(fresh, self.path)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a row."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Nothing: the run's config.yaml has them."""
+
+
+class Record(L.Callback):
+    """Logs the meter every `every` steps, and tells `listen` how far the run is."""
+
+    def __init__(self, every: int, listen: Callable[[Progress], None]) -> None:
+        self.every = every
+        self.listen = listen
+        self.seconds = 0.0  # of training and evaluation, over all of the run's lives
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seconds = state["seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, LearningModule)
+        self.clock = self.before = time.perf_counter()
+        self.tokens = int(module.tokens)
+        self.first = trainer.global_step
+        self.started = self.clock
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, LearningModule)
+        now = time.perf_counter()
+        self.seconds += now - self.clock
+        self.clock = now
+        step, steps = trainer.global_step, int(trainer.max_steps)
+        if step % self.every and step != steps:
+            return
+        means, tokens = module.read_meter(), int(module.tokens)
+        if not math.isfinite(means["loss"]):
+            raise Failure(f"the loss is {means['loss']} at step {step}: training diverged")
+        speed = (tokens - self.tokens) / (now - self.before)
+        self.before, self.tokens = now, tokens
+        row = {"tokens": tokens, **means, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        for logger in trainer.loggers:
+            logger.log_metrics({**row, "tokens_per_second": speed, "seconds": self.seconds}, step)
+        left = (now - self.started) / (step - self.first) * (steps - step)
+        losses = tuple(value for name, value in means.items() if name.startswith("loss_"))
+        self.listen(Progress(step, steps, speed, left, losses))
+
+
+class Validate(L.Callback):
+    """Evaluates on a part of the validation set while training, and keeps the weights that did best there."""
+
+    def __init__(self, task: Task, evaluation: Evaluation, validation: Examples) -> None:
+        self.task = task
+        self.every = evaluation.every
+        number = min(evaluation.examples, len(validation.lengths))
+        self.rows = np.arange(number) * len(validation.lengths) // number
+        self.examples = select(validation, self.rows)
+        self.best: dict[str, Any] = {"step": 0, "score": -math.inf, "weights": {}}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.best
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = state
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, LearningModule)
+        step = trainer.global_step
+        if step % self.every and step != trainer.max_steps:
+            return
+        module.eval()
+        seen = module.seen[self.rows].cpu().numpy()
+        summary = self.task.summary(evaluate(module.model, self.task, self.examples, seen))
+        losses = {f"loss_{i}": loss for i, loss in enumerate(head_losses(module.model, self.examples), start=1)}
+        module.train()
+        row = {f"validation/{name}": value for name, value in {**losses, **summary}.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics({"tokens": int(module.tokens), **row}, step)
+        if summary[self.task.choice] >= self.best["score"]:  # of equals the later, which has trained longer
+            weights = copy.deepcopy(module.model.state_dict())
+            self.best = {"step": step, "score": summary[self.task.choice], "weights": weights}
+
+
+class Checkpoint(L.Callback):
+    """Saves all that resuming needs, every `every` steps and when the run is told to stop; never half-written."""
+
+    def __init__(self, path: Path, every: int, stop: Callable[[], bool]) -> None:
+        self.path = path
+        self.every = every
+        self.stop = stop
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        stopping = self.stop()
+        if stopping:
+            trainer.should_stop = True
+        if stopping or trainer.global_step % self.every == 0:
+            fresh = self.path.with_suffix(".new")
+            trainer.save_checkpoint(fresh)
+            os.replace(fresh, self.path)

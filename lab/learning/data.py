@@ -1,0 +1,147 @@
+"""From a task's examples to the batches of training steps.
+
+A step's batch is a pure function of (task, seed, step): a resumed run continues with the step it had not done, and data
+workers share the steps between them. Examples are packed into short rows with document masks: measured against padding
+and against length buckets, `lab bench batches`, it trains the most useful tokens a second.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from lab.learning.settings import Train
+from lab.objectives.base import Batch
+from lab.tasks.base import Examples, Task
+
+_CHUNK = 2048  # examples generated at once: enough for NumPy's cost a call to vanish
+
+
+class Step(NamedTuple):
+    """What one optimiser step reads."""
+
+    batch: Batch
+    asked: Tensor
+    """[K] int64: which of the evaluation questions are among the step's training examples."""
+
+
+def pack(lengths: NDArray[np.int64], context: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Place documents in rows of `context` tokens: longest first, each where it leaves the least room.
+
+    Returns:
+        The row and the first column of each document, [N] each.
+    """
+    rows, columns = np.empty_like(lengths), np.empty_like(lengths)
+    room: list[tuple[int, int]] = []  # (tokens left, row), ascending
+    opened = 0
+    for document in np.argsort(-lengths, kind="stable"):
+        length = int(lengths[document])
+        fit = bisect_left(room, (length, 0))
+        if fit < len(room):
+            left, row = room.pop(fit)
+        else:
+            left, row, opened = context, opened, opened + 1
+        rows[document], columns[document] = row, context - left
+        if left > length:
+            insort(room, (left - length, row))
+    return rows, columns
+
+
+def packed_batch(examples: Examples, context: int, n: int) -> Batch:
+    """All the examples, in as few rows of `context` tokens as packing finds, with n tokens more to read."""
+    lengths = examples.lengths
+    rows, columns = pack(lengths, context)
+    inside = np.arange(examples.tokens.shape[1]) < lengths[:, None]
+    documents, places = np.nonzero(inside)
+    where = (rows[documents], columns[documents] + places)
+    shape = (int(rows.max()) + 1, context + n)
+    tokens, owner, trained = np.zeros(shape, np.int64), np.full(shape, -1, np.int64), np.zeros(shape, np.bool_)
+    tokens[where] = examples.tokens[inside]
+    owner[where] = documents
+    trained[where] = examples.trained[inside]
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(owner), torch.from_numpy(trained))
+
+
+def examples_per_step(task: Task, train: Train) -> int:
+    """How many examples make `batch_tokens` on average, from the first 4096 of seed 0."""
+    mean = float(task.examples("train", np.arange(4096), seed=0).lengths.mean())
+    return max(1, round(train.batch_tokens / mean))
+
+
+class Steps(IterableDataset[Step]):
+    """The endless training stream from step `first` on."""
+
+    def __init__(self, task: Task, train: Train, n: int, seed: int, first: int, questions: NDArray[np.uint64]) -> None:
+        self.task, self.train, self.n, self.seed, self.first = task, train, n, seed, first
+        self.per_step = examples_per_step(task, train)
+        self.order = np.argsort(questions, kind="stable")
+        self.questions = questions[self.order]
+
+    def __iter__(self) -> Iterator[Step]:
+        worker = get_worker_info()
+        step, stride = (self.first + worker.id, worker.num_workers) if worker else (self.first, 1)
+        ahead = max(1, _CHUNK // self.per_step)
+        while True:
+            firsts = (step + stride * np.arange(ahead)) * self.per_step
+            examples = self.task.examples("train", (firsts[:, None] + np.arange(self.per_step)).ravel(), self.seed)
+            for k in range(ahead):
+                part = slice(k * self.per_step, (k + 1) * self.per_step)
+                yield Step(
+                    packed_batch(select(examples, part), self.train.context, self.n),
+                    torch.from_numpy(self._asked(examples.keys[part])),
+                )
+            step += stride * ahead
+
+    def _asked(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Which evaluation questions are among `keys`; equal questions are all named."""
+        low, high = (np.searchsorted(self.questions, np.unique(keys), side=side) for side in ("left", "right"))
+        ranges = [np.arange(a, b) for a, b in zip(low, high, strict=True) if b > a]
+        return self.order[np.concatenate(ranges)] if ranges else np.empty(0, np.int64)
+
+
+def select(examples: Examples, rows: slice | NDArray[np.int64]) -> Examples:
+    """Some of the examples, no wider than the longest of them."""
+    lengths = examples.lengths[rows]
+    width = int(lengths.max(initial=0))
+    return Examples(
+        tokens=examples.tokens[rows, :width],
+        lengths=lengths,
+        trained=examples.trained[rows, :width],
+        scored=examples.scored[rows, :width],
+        slices={name: values[rows] for name, values in examples.slices.items()},
+        keys=examples.keys[rows],
+    )
+
+
+class StepsDataModule(L.LightningDataModule):
+    """Feeds the trainer from the step it stands at, which after a resume is not the first."""
+
+    def __init__(
+        self, task: Task, train: Train, n: int, seed: int, questions: NDArray[np.uint64], workers: int
+    ) -> None:
+        super().__init__()
+        self.task, self.train, self.n, self.seed, self.questions, self.workers = (
+            task,
+            train,
+            n,
+            seed,
+            questions,
+            workers,
+        )
+
+    def train_dataloader(self) -> DataLoader[Step]:
+        assert self.trainer is not None
+        steps = Steps(self.task, self.train, self.n, self.seed, self.trainer.global_step, self.questions)
+        return DataLoader(
+            steps,
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if self.workers else None,
+        )

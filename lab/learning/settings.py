@@ -1,0 +1,47 @@
+"""The typed settings of learning: training and evaluation."""
+
+from pydantic import Field, model_validator
+
+from lab.config import Config
+
+
+class Train(Config):
+    """AdamW with linear warmup and cosine decay (Table S13). Defaults fit a laptop; the paper's values are named."""
+
+    steps: int = Field(default=2000, ge=1)
+    """Optimiser steps (paper: 100,000)."""
+    batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens a step, on average, padding not counted (paper: 262,144)."""
+    context: int = Field(default=128, ge=2)
+    """Length of a packed row in tokens; attention stays within a document, so it moves speed, hardly learning."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate (paper: 1e-4)."""
+    warmup: int = Field(default=100, ge=0)
+    """Steps of linear warmup (paper: 2000)."""
+    decay_ratio: float = Field(default=0.03, ge=0, le=1)
+    """The learning rate at the last step, as a share of the peak (paper: 0.03)."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's decay rates."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to Adam's denominator (paper: not stated)."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay, on matrices alone (paper: 0.1, on what is not stated)."""
+    clip: float = Field(default=1.0, gt=0)
+    """Norm to which the gradient is clipped (paper: 1.0)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Train":
+        if self.warmup >= self.steps:
+            raise ValueError(f"warmup {self.warmup} must be below steps {self.steps}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {list(self.betas)} must be at least 0 and below 1")
+        return self
+
+
+class Evaluation(Config):
+    """What is measured while training; the full validation and test sets are always read at the end."""
+
+    every: int = Field(default=500, ge=1)
+    """Steps between evaluations on a part of the validation set; the best of them is kept."""
+    examples: int = Field(default=512, ge=1)
+    """Validation examples in that part, spread evenly over the set (all of it when it is smaller)."""

@@ -1,0 +1,70 @@
+"""What an objective is: a way of predicting n future tokens from the trunk's output."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lab.models.decoder import Context, Decoder
+
+
+class Batch(NamedTuple):
+    """Packed rows: T positions to predict from, and n tokens beyond them to read.
+
+    A target t+i exists where token t+i lies in the document of token t, is no padding, and is trained on.
+    """
+
+    tokens: Tensor
+    """[B, T+n] int64 token ids."""
+    documents: Tensor
+    """[B, T+n] int64: which document of its row a token belongs to; -1 is padding."""
+    trained: Tensor
+    """[B, T+n] bool: tokens that the loss covers, when they are targets."""
+
+
+class Term(NamedTuple):
+    """One head's part of the loss."""
+
+    head: int
+    """The offset i that the head predicts: token t+i at position t."""
+    loss: Tensor
+    """Mean cross-entropy over the head's valid targets, in nats; 0 when there are none."""
+    targets: Tensor
+    """The number of valid targets, int64."""
+    weight: float
+    """The term's weight in the training loss."""
+
+
+def targets(batch: Batch, offset: int, positions: int) -> Tensor:
+    """The tokens `offset` ahead [B, T], and -100 where there is no target."""
+    here = batch.documents[:, :positions]
+    ahead = slice(offset, offset + positions)
+    valid = (batch.documents[:, ahead] == here) & (here >= 0) & batch.trained[:, ahead]
+    return batch.tokens[:, ahead].masked_fill(~valid, -100)
+
+
+def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy in nats over the targets that are not -100, computed in float32; and their number."""
+    number = (targets_BT != -100).sum()
+    total = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=-100, reduction="sum")
+    return total / number.clamp(min=1), number
+
+
+class Objective(nn.Module, ABC):
+    """Heads and losses of one way of predicting n tokens. Parameters that inference drops are named by `dropped`."""
+
+    n: int
+
+    @abstractmethod
+    def terms(self, decoder: Decoder, batch: Batch) -> Iterator[Term]:
+        """The loss terms, nearest head first, each computed when it is asked for."""
+
+    @abstractmethod
+    def logits(self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int) -> Iterator[Tensor]:
+        """Logits [B, T, V] of the first `heads` heads; 1 is the next token, all that plain inference needs."""
+
+    @abstractmethod
+    def dropped(self) -> frozenset[str]:
+        """Names of the objective's parameters that next-token inference does not need."""

@@ -1,0 +1,28 @@
+"""Next-token prediction: parallel heads with n = 1, the baseline of every comparison.
+
+- Unembedding and final norm: the decoder's, nothing to share them with.
+- Head depth: the model's last layer is the head, so the next-token path is all N layers.
+- Intermediate tokens: there are none.
+"""
+
+from typing import Literal
+
+from lab.config import Config
+from lab.models.sizes import Model
+from lab.objectives.parallel import ParallelHeads
+
+
+class NextToken(Config):
+    """Next-token prediction."""
+
+    name: Literal["next_token"] = "next_token"
+    n: Literal[1] = 1
+    """Future tokens predicted at once."""
+
+    def head_layers(self) -> int:
+        """Layers of the model's N that the heads take."""
+        return 1
+
+    def build(self, model: Model) -> ParallelHeads:
+        """The single head, uninitialised."""
+        return ParallelHeads(model, 1, "sum")

@@ -1,0 +1,1 @@
+"""Tables, pictures, verdicts: what results say."""

@@ -1,0 +1,94 @@
+"""One tidy table of results, and summaries with intervals over seeds."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from lab.experiments.store import Result
+from lab.experiments.sweep import Cell
+from lab.tasks.base import Task
+
+
+class Interval(NamedTuple):
+    """A mean over seeds and its 95 % confidence interval (Student's t; nan bounds for a single seed)."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interval(values: Iterable[float]) -> Interval:
+    """The mean of `values` and the 95 % interval of the mean."""
+    sample = np.asarray(list(values), dtype=float)
+    mean = float(sample.mean())
+    if len(sample) < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    half = float(stats.t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / np.sqrt(len(sample)))
+    return Interval(mean, mean - half, mean + half)
+
+
+def tidy(finished: Iterable[tuple[Cell, Result]]) -> pd.DataFrame:
+    """One row for each row of each result's score table.
+
+    Columns: the sweep's axes by their dotted names, `objective`, `n`, `seed`, `identity`, then the score table's own
+    (`checkpoint`, `step`, `split`, slices, `count`, measures).
+    """
+    rows = []
+    for cell, result in finished:
+        experiment = cell.experiment
+        about = {
+            **cell.axes,
+            "objective": experiment.objective.name,
+            "n": experiment.objective.n,
+            "seed": experiment.seed,
+            "identity": experiment.identity,
+        }
+        rows += [{**about, **score} for score in result["scores"]]
+    return pd.DataFrame(rows)
+
+
+def summarise(frame: pd.DataFrame, arms: list[str], across: str, measure: str) -> pd.DataFrame:
+    """Mean and interval of `measure` over seeds, for each arm and each value of `across`.
+
+    Columns: arms, across, mean, low, high, seeds, examples (behind each seed's value).
+    """
+    rows: list[dict[str, Any]] = []
+    for key, group in frame.groupby([*arms, across], sort=True):
+        names = dict(zip([*arms, across], key, strict=True))
+        spread = interval(group[measure])._asdict()
+        rows.append({**names, **spread, "seeds": len(group), "examples": int(group["count"].min())})
+    return pd.DataFrame(rows)
+
+
+def score_tables(frame: pd.DataFrame, arms: list[str], task: Task) -> list[dict[str, Any]]:
+    """What to print of a sweep: the task's chosen measure by arm along its main slice, and what needs no learning.
+
+    One table for all examples, and where some questions were trained on, one for seen and one for unseen questions.
+
+    Returns:
+        JSON types: `seen`, `measure`, `across`, `arms` (columns), `rows` (as of `summarise`), and `levels`, rows of
+        the baselines that need no model.
+    """
+    others = [name for name in task.slices if name not in (task.across, "seen")]
+    whole = frame[(frame[others] == "all").all(axis=1)]
+    tables = []
+    for seen in ("all", "unseen", "seen"):
+        part = whole[whole.seen == seen]
+        if part.empty:
+            continue
+        levels = summarise(part, [], task.across, task.level)
+        tables.append(
+            {
+                "seen": seen,
+                "measure": task.choice,
+                "across": task.across,
+                "arms": arms,
+                "rows": summarise(part, arms, task.across, task.choice).to_dict("records"),
+                "level": task.level,
+                "levels": levels.to_dict("records"),
+            }
+        )
+    return tables

@@ -1,0 +1,6 @@
+"""What is learned. A new task is a file beside this and its config's name in `TaskConfig`."""
+
+from lab.tasks.polynomials import Polynomials
+
+TaskConfig = Polynomials
+"""The union of all tasks' configs, discriminated by `name`."""

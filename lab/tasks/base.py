@@ -1,0 +1,82 @@
+"""What a task is: a source of examples, and the way answers to them are scored."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+Row = dict[str, Any]
+"""One row of a score table: the slice it speaks of, its measures, and the `count` of examples behind them."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """`N` documents, padded on the right to the longest of them, `L` tokens."""
+
+    tokens: NDArray[np.uint16]
+    """[N, L] token ids; 0 beyond a document's end."""
+    lengths: NDArray[np.int64]
+    """[N] tokens in each document."""
+    trained: NDArray[np.bool_]
+    """[N, L] tokens that the loss covers, when they are targets."""
+    scored: NDArray[np.bool_]
+    """[N, L] tokens that the score looks at."""
+    slices: dict[str, NDArray[Any]]
+    """[N] each: what the example is, for accuracy by slice."""
+    keys: NDArray[np.uint64]
+    """[N] a hash of what is asked: examples with equal keys are the same question."""
+
+
+class Task(Protocol):
+    """A task built from its config. Example i of a split is a pure function of (config, seed, split, i)."""
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The text of each token id."""
+
+    @property
+    def choice(self) -> str:
+        """The measure by which checkpoints are chosen and arms compared; larger is better.
+
+        A column of `score`'s rows, and a key of `summary`.
+        """
+
+    @property
+    def level(self) -> str:
+        """The column of `score`'s rows that says what needs no learning."""
+
+    @property
+    def slices(self) -> tuple[str, ...]:
+        """The slice columns of `score`'s rows; "all" in one of them means that it is not sliced by."""
+
+    @property
+    def across(self) -> str:
+        """The slice along which scores are shown."""
+
+    def size(self, split: Split) -> int | None:
+        """The number of examples in a split; None when it is unlimited."""
+
+    def longest(self, split: Split) -> int:
+        """An upper bound on the tokens of one example of a split."""
+
+    def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
+        """The examples of a split at `indices` [N]. `seed` moves the training split alone."""
+
+    def record(self, examples: Examples, row: int) -> dict[str, Any]:
+        """Example `row` in a form for machines: plain JSON types, `text` and `tokens` among them."""
+
+    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[Row]:
+        """The score table of greedy predictions.
+
+        Args:
+            examples: N examples.
+            predicted: [N, L] the most likely token at each place, given the true tokens before it (0 at place 0).
+            seen: [N] whether the same question was trained on.
+        """
+
+    def summary(self, rows: list[Row]) -> dict[str, float]:
+        """The few numbers of a score table that are worth a learning curve."""
