@@ -27,7 +27,9 @@ class Config(BaseModel):
     `version` is part of a run's identity. Raise it when the meaning of the same fields changes.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
     version: ClassVar[int] = 1
 
 
@@ -76,39 +78,50 @@ def configs_in(annotation: Any) -> Iterator[type[Config]]:
 
 def _one_line(config: type[Config], mapping: dict[str, Any], error: ErrorDetails) -> str:
     """A pydantic error as `field: value is not allowed: what is`."""
-    place, owner, value = [], [config], mapping
+    place: list[str] = []  # where the error is, as the user wrote it
+    value: Any = mapping  # what the user gave there
+    owners = [config]  # the configs that the next part may be a field of
+    structured = True  # whether a config is meant to be there
     *_, last = error["loc"] or ("",)
     for part in error["loc"]:
-        inside = (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int))
+        if part == "[key]":
+            value, structured = place.pop(), False
+            continue
+        inside = (isinstance(value, dict) and part in value) or (
+            isinstance(value, list) and isinstance(part, int) and part < len(value)
+        )
+        if inside:
+            value = value[part]
         if inside or part == last:
             place.append(str(part))
-        if inside:
-            value = value[part]  # type: ignore[index]
-        fields = [each.model_fields[str(part)] for each in owner if str(part) in each.model_fields]
+        fields = [each.model_fields[str(part)] for each in owners if str(part) in each.model_fields]
         if fields and part != last:
-            owner = list(configs_in(fields[0].annotation))
-        elif not inside:  # the tag that pydantic puts between a union's field and the fields of its member
-            owner = [each for each in owner if each.model_fields["name"].default == part] if len(owner) > 1 else owner
-    field = ".".join(place)
-    names = [name for each in owner for name in each.model_fields]
+            owners = list(configs_in(fields[0].annotation))
+        elif not inside and len(owners) > 1:  # the tag that pydantic puts before the fields of a union's member
+            owners = [each for each in owners if each.model_fields["name"].default == part]
+        structured = bool(fields and list(configs_in(fields[0].annotation)))
+    field, known = ".".join(place), [name for each in owners for name in each.model_fields]
+    given = json.dumps(value)
+    given = given if len(given) <= 80 else given[:77] + "..."
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"{field}: unknown field; allowed: {', '.join(names)}{did_you_mean(last, names)}"
+        return f"{field}: unknown field; allowed: {', '.join(known)}{did_you_mean(last, known)}"
     if kind == "missing":
-        about = owner[0].model_fields[str(last)].description or "it has no default"
-        return f"{field}: missing: {' '.join(about.split())}"
+        return f"{field}: missing{_description(owners, str(last))}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tags = [str(each.model_fields["name"].default) for each in configs_in(config.model_fields[field].annotation)]
         if kind == "union_tag_not_found":
             return f"{field}.name: missing: should be one of {', '.join(tags)}"
-        name = value["name"] if isinstance(value, dict) else value
+        name = value["name"]
         return f"{field}: '{name}' is not allowed: should be one of {', '.join(tags)}{did_you_mean(name, tags)}"
-    given = json.dumps(value)
-    given = given if len(given) <= 80 else given[:77] + "..."
-    if kind == "value_error":
-        # A check across fields names them itself; a check of one field is told here what was given.
-        about = context["error"] if isinstance(value, dict) else f"{given} is not allowed: {context['error']}"
-        return f"{field}: {about}".removeprefix(": ")
-    allowed = error["msg"].removeprefix("Input ")
+    if kind == "value_error" and structured:  # a check across fields, which names them itself
+        return f"{field}: {context['error']}".removeprefix(": ")
+    allowed = str(context["error"]) if kind == "value_error" else error["msg"].removeprefix("Input ")
+    allowed = allowed.replace("valid array", "list").replace("an object", "a mapping")
     words = [word.strip("' ") for word in str(context.get("expected", "")).replace(" or ", ",").split(",")]
     return f"{field}: {given} is not allowed: {allowed}{did_you_mean(value, words) if words != [''] else ''}"
+
+
+def _description(owners: list[type[Config]], field: str) -> str:
+    infos = [each.model_fields[field] for each in owners if field in each.model_fields]
+    return f": {' '.join(infos[0].description.split())}" if infos and infos[0].description else ""

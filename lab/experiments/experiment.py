@@ -203,7 +203,7 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
 def experiment_from(mapping: dict[str, Any], origin: str) -> Experiment:
     """A validated experiment; errors name `origin`."""
     try:
-        return validated(Experiment, mapping)
+        return validated(Experiment, merge({}, mapping))
     except BadInput as error:
         raise BadInput(f"{origin}: {error}") from None
 

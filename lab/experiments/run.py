@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from safetensors.torch import save_file
 
-from lab.errors import BadInput
+from lab.errors import BadInput, Failure
 from lab.experiments import provenance
 from lab.experiments.experiment import Experiment
 from lab.experiments.store import Result, RunDirectory, write_json
@@ -27,7 +27,7 @@ from lab.objectives import build_model
 from lab.objectives.cost import non_embedding_parameters, training_flops_per_token
 from lab.tasks.base import Row
 
-# Lightning announces its devices and its tips, and warns of what we mean: few data workers, a stream without an end that
+# Lightning announces devices and tips, and warns of what we mean: few data workers, a stream without an end that
 # is resumed where it was (see lab.learning.data).
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", module="lightning.*")
@@ -103,7 +103,10 @@ def execute(
         saved = directory.checkpoint if directory.checkpoint.exists() else None
         step = 0
         if saved:
-            step = int(torch.load(saved, weights_only=True, map_location="cpu", mmap=True)["global_step"])
+            try:
+                step = int(torch.load(saved, weights_only=True, map_location="cpu")["global_step"])
+            except Exception as error:  # whatever unpickling damaged bytes may raise
+                raise Failure(f"{saved}: cannot be read ({error}); remove it to begin anew") from error
             resumed(step)
         metrics.rewind(step)
         trainer.fit(module, data, ckpt_path=saved, weights_only=True)

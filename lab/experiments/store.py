@@ -81,7 +81,7 @@ class RunDirectory:
             result = json.loads(self.result.read_text())
             if result["identity"] == self.experiment.identity:
                 return result  # type: ignore[no-any-return]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (json.JSONDecodeError, TypeError, KeyError, UnicodeDecodeError):
             pass
@@ -91,7 +91,7 @@ class RunDirectory:
         """Why the run failed when it was last tried; None when it did not."""
         try:
             return str(json.loads(self.failure.read_text())["reason"])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (json.JSONDecodeError, TypeError, KeyError):
             return "it left a failure.json that cannot be read"
@@ -103,6 +103,11 @@ class RunDirectory:
             return int(json.loads(lines[-1])["step"])
         except (OSError, IndexError, ValueError, KeyError):
             return 0
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def write_text(path: Path, text: str) -> None:

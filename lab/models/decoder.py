@@ -5,6 +5,7 @@ Shape suffixes: B rows, T positions, D width, H attention heads, K width of one 
 
 import hashlib
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,26 +19,30 @@ def inner_width(width: int) -> int:
     return max(8, round(8 * width / 3 / 8) * 8)
 
 
-class Rotary(nn.Module):
-    """Rotary positions (arXiv 2104.09864), halves rotated against each other."""
-
-    def __init__(self, head_width: int, base: float) -> None:
-        super().__init__()
-        self.head_width = head_width
-        self.base = base
-
-    def forward(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [T, K/2], float32."""
-        exponents = torch.arange(0, self.head_width, 2, device=device, dtype=torch.float32) / self.head_width
-        angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * self.base**-exponents
-        return angles.cos(), angles.sin()
+def rotary(length: int, head_width: int, base: float, device: torch.device) -> Tensor:
+    """Rotary positions (arXiv 2104.09864) as unit complex numbers, complex64 [T, 1, K/2]."""
+    exponents = torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width
+    angles_TK = torch.arange(length, device=device, dtype=torch.float32)[:, None] * base**-exponents
+    return torch.polar(torch.ones_like(angles_TK), angles_TK)[:, None]
 
 
-def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Turn queries or keys to their positions; the dtype stays."""
-    left, right = x_BHTK.chunk(2, dim=-1)
-    turned = torch.cat((left * cos_TK - right * sin_TK, right * cos_TK + left * sin_TK), dim=-1)
-    return turned.to(x_BHTK.dtype)
+def rotate(x_BTHK: Tensor, rotary_TK: Tensor) -> Tensor:
+    """Turn queries and keys to their positions, neighbouring channels as one complex number; the dtype stays.
+
+    One complex product, forward and backward: on CPU about five times faster than sines and cosines of halves.
+    """
+    wide = x_BTHK if x_BTHK.dtype == torch.float64 else x_BTHK.float()
+    turned = torch.view_as_complex(wide.reshape(*wide.shape[:-1], -1, 2)) * rotary_TK
+    return torch.view_as_real(turned).flatten(-2).to(x_BTHK.dtype)
+
+
+class Context(NamedTuple):
+    """What every layer of one forward pass shares: the positions' rotations, and which positions see which."""
+
+    rotary: Tensor
+    """complex64 [T, 1, K/2]."""
+    mask: Tensor | None
+    """bool [B, 1, T, T], true where a query (third axis) may look at a key (last axis); None for plain causal."""
 
 
 class Attention(nn.Module):
@@ -49,12 +54,13 @@ class Attention(nn.Module):
         self.inputs = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        B, T, D = x_BTD.shape
-        q, k, v = self.inputs(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
-        mixed_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return self.output(mixed_BHTK.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        heads = self.inputs(x_BTD).unflatten(-1, (3 * self.heads, -1))
+        qk, v_BTHK = heads.split((2 * self.heads, self.heads), dim=2)
+        q_BTHK, k_BTHK = rotate(qk, context.rotary).chunk(2, dim=2)
+        q, k, v = q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHK.transpose(1, 2)
+        mixed_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask, is_causal=context.mask is None)
+        return self.output(mixed_BHTK.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
@@ -80,22 +86,9 @@ class Block(nn.Module):
         self.feedforward_norm = nn.RMSNorm(width, eps=1e-5)
         self.feedforward = FeedForward(width)
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, mask)
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), context)
         return x_BTD + self.feedforward(self.feedforward_norm(x_BTD))  # type: ignore[no-any-return]
-
-
-class Context:
-    """What every layer of one forward pass shares: rotary angles, and which positions see which.
-
-    Args:
-        rotary: cosines and sines [T, K/2].
-        mask: bool [B, 1, T, T], true where a query (third axis) may look at a key (last axis); None for plain causal.
-    """
-
-    def __init__(self, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> None:
-        self.rotary = rotary
-        self.mask = mask
 
 
 class Decoder(nn.Module):
@@ -105,7 +98,7 @@ class Decoder(nn.Module):
         super().__init__()
         _, width, heads = model.shape
         self.embedding = nn.Embedding(vocabulary, width)
-        self.rotary = Rotary(width // heads, model.rotary_base)
+        self.head_width, self.rotary_base = width // heads, model.rotary_base
         self.trunk = nn.ModuleList(Block(width, heads) for _ in range(trunk_layers))
         self.norm = nn.RMSNorm(width, eps=1e-5)
         self.unembedding = nn.Linear(width, vocabulary, bias=False)
@@ -121,13 +114,14 @@ class Decoder(nn.Module):
         mask = None
         if documents_BT is not None:
             mask = (documents_BT[:, :, None] == documents_BT[:, None, :]).tril()[:, None]
-        return Context(self.rotary(tokens_BT.shape[1], tokens_BT.device), mask)
+        rotations = rotary(tokens_BT.shape[1], self.head_width, self.rotary_base, tokens_BT.device)
+        return Context(rotations, mask)
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
         """The trunk's output z [B, T, D]."""
         x_BTD = self.embedding(tokens_BT)
         for block in self.trunk:
-            x_BTD = block(x_BTD, context.rotary, context.mask)
+            x_BTD = block(x_BTD, context)
         return x_BTD  # type: ignore[no-any-return]
 
     def logits(self, x_BTD: Tensor) -> Tensor:

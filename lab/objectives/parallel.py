@@ -58,7 +58,7 @@ class ParallelHeads(Objective):
 
     def logits(self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int) -> Iterator[Tensor]:
         for head in self.heads[:heads]:
-            yield decoder.logits(head(trunk_BTD, context.rotary, context.mask))
+            yield decoder.logits(head(trunk_BTD, context))
 
     def dropped(self) -> frozenset[str]:
         return frozenset(name for name, _ in self.named_parameters() if not name.startswith("heads.0."))

@@ -1,0 +1,236 @@
+"""Typed experiments: fields, files, overrides, identity."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab.config import Config, Neutral, canonical, validated
+from lab.errors import BadInput
+from lab.experiments.experiment import (
+    Experiment,
+    dump_yaml,
+    experiment_from,
+    load_experiment,
+    merge,
+    override,
+    parse_override,
+    parse_yaml,
+)
+from tests.conftest import TINY, tiny
+
+# Every field that defines the science, with a value other than the tiny experiment's.
+CHANGES = [
+    "task.prime=5", "task.degree=3", "task.operators={add: 1}", "task.operators={add: 2, mul: 1}",
+    "task.train_operations=[1, 3]", "task.test_operations=[1, 4]", "task.test_examples=31",
+    "task.validation_examples=21", "task.shape=split", "task.syntax=infix", "task.coefficients=leading_first",
+    "task.pause=1", "task.loss=answer", "task.unique_examples=100",
+    "model={size: 1M, layers: null, width: null, heads: null}", "model.layers=5", "model.width=32", "model.heads=4",
+    "model.rotary_base=100",
+    "objective=next_token", "objective.n=1", "objective.n=3", "objective.reduction=mean",
+    "train.steps=41", "train.batch_tokens=257", "train.context=33", "train.lr=2e-3", "train.warmup=6",
+    "train.decay_ratio=0.1", "train.betas=[0.9, 0.99]", "train.betas=[0.8, 0.95]", "train.eps=1e-6",
+    "train.weight_decay=0", "train.clip=0.5",
+    "evaluation.every=21", "evaluation.examples=19", "seed=1", "precision=bf16",
+]  # fmt: skip
+EXECUTION = [
+    "execution.device=cpu", "execution.threads=2", "execution.data_workers=1", "execution.log_every=6",
+    "execution.checkpoint_every=11", "execution.tensorboard=true",
+]  # fmt: skip
+
+
+def leaves(config: Config, path: str = "") -> Iterator[str]:
+    """The dotted path of every field that is no config itself."""
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            yield from leaves(value, f"{path}{name}.")
+        else:
+            yield path + name
+
+
+def test_every_single_change_moves_the_identity() -> None:
+    identities = [tiny(change).identity for change in CHANGES]
+    assert len({tiny().identity, *identities}) == 1 + len(CHANGES)
+
+
+def test_execution_leaves_the_identity_alone() -> None:
+    assert {tiny(change).identity for change in EXECUTION} == {tiny().identity}
+    assert all(tiny(change) != tiny() for change in EXECUTION)
+
+
+def test_no_field_is_forgotten_here() -> None:
+    named = {change.split("=")[0] for change in CHANGES + EXECUTION} | {"task.name", "objective.name", "model.size"}
+    assert set(leaves(tiny())) <= named
+
+
+def test_identities_stay() -> None:
+    """Golden: a change here makes every stored result unfindable. Give new fields a `Neutral` value instead."""
+    assert experiment_from({"task": {"name": "polynomials"}, "precision": "fp32"}, "").identity == "26b0d8f5132b1cf9"
+    assert tiny().identity == "45ba1cffdafad15a"
+
+
+def test_a_neutral_field_leaves_the_identity_alone() -> None:
+    class Before(Config):
+        a: int = 1
+
+    class After(Config):
+        a: int = 1
+        b: Annotated[int, Neutral(0)] = 0
+
+    class Later(Config):
+        a: int = 1
+        b: Annotated[int, Neutral(0)] = 5  # a new default is a new meaning: the neutral value is still 0
+
+    assert canonical(Before()) == canonical(After()) == canonical(Later(b=0))
+    assert canonical(After(b=5)) == canonical(Later()) != canonical(After())
+
+
+def test_a_new_version_is_a_new_identity() -> None:
+    class First(Config):
+        a: int = 1
+
+    class Second(Config):
+        version = 2
+        a: int = 1
+
+    assert canonical(First()) != canonical(Second())
+
+
+def test_the_same_number_written_otherwise_is_the_same() -> None:
+    assert tiny("train.lr=1e-3").identity == tiny("train.lr=0.001").identity == tiny("train.lr=1.0e-03").identity
+    assert tiny("train.clip=1").identity == tiny("train.clip=1.0").identity
+    one, other = "task.operators={add: 1, mul: 2}", "task.operators={mul: 2.0, add: 1.0}"
+    assert tiny(one).identity == tiny(other).identity
+
+
+def test_an_experiment_survives_its_file(tmp_path: Any) -> None:
+    experiment = tiny("train.eps=1e-9", "task.unique_examples=7", "objective.reduction=mean")
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(experiment))
+    assert load_experiment(path) == experiment
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), st.integers() | st.dictionaries(st.sampled_from("xyz"), st.integers())))
+def test_merge_is_the_later_value_by_path(update: dict[str, Any]) -> None:
+    base = {"a": {"x": 1, "y": 2}, "b": 3, "c": {"z": 4}}
+
+    def paths(mapping: Any, place: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+        if not isinstance(mapping, dict):
+            return {place: mapping}
+        return {path: value for key, below in mapping.items() for path, value in paths(below, (*place, key)).items()}
+
+    merged = paths(merge(base, update))
+    for path, value in paths(update).items():
+        assert merged[path] == value
+    hidden = [
+        key for key, value in update.items() if not isinstance(value, dict) or not isinstance(base.get(key), dict)
+    ]
+    for path, value in paths(base).items():
+        if path not in paths(update) and path[0] not in hidden:
+            assert merged[path] == value
+
+
+def test_naming_an_objective_selects_it() -> None:
+    assert tiny("objective=next_token").objective.n == 1
+    assert tiny("objective=parallel").objective.n == 2, "naming what is already there keeps its fields"
+    with pytest.raises(BadInput, match=r"objective\.n: missing"):
+        tiny("objective=next_token", "objective=parallel")
+    assert tiny("objective=next_token", "objective=parallel", "objective.n=3").objective.n == 3
+    plain = {"task": "polynomials", "objective": "parallel"}
+    assert experiment_from(override(plain, "objective.n", 4), "").objective.n == 4
+
+
+def test_overrides_are_yaml() -> None:
+    assert parse_override("train.lr=1e-3") == ("train.lr", 0.001)
+    assert parse_override("a.b=[1, 2]") == ("a.b", [1, 2])
+    assert parse_override("a=") == ("a", None)
+    assert parse_override("a=x=y") == ("a", "x=y")
+    for wrong in ("train.lr", "=3", "a..b=1", "a b=1", "a=[1"):
+        with pytest.raises(BadInput):
+            parse_override(wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ("task.prim=5", ["task.prim", "unknown field", "prime", "did you mean 'prime'?"]),
+        ("trian.lr=1", ["trian", "unknown field", "did you mean 'train'?"]),
+        ("objective.n=true", ["objective.n: true", "integer"]),
+        ("objective.n=2.5", ["objective.n: 2.5", "integer"]),
+        ("objective.n='2'", ["objective.n: \"2\"", "integer"]),
+        ("objective.n=0", ["objective.n: 0", "greater than or equal to 1"]),
+        ("objective.n=4", ["objective.n: 4", "at most 3"]),
+        ("objective=paralel", ["objective: 'paralel'", "next_token, parallel", "did you mean 'parallel'?"]),
+        ("objective.reduction=man", ["objective.reduction: \"man\"", "did you mean 'mean'?"]),
+        ("objective.k=1", ["objective.k", "unknown field", "allowed: name, n, reduction"]),
+        ("task=stroies", ["task.name: \"stroies\"", "polynomials"]),
+        ("task.prime=4", ["task.prime: 4", "prime from 2 to 65521"]),
+        ("task.operators={ad: 1}", ["task.operators: \"ad\"", "did you mean 'add'?"]),
+        ("task.operators={}", ["task.operators: {}", "positive weight"]),
+        ("task.operators={add: -1}", ["task.operators.add: -1", "greater than or equal to 0"]),
+        ("task.train_operations=[3, 1]", ["task.train_operations: [3, 1]", "the least and the most"]),
+        ("task.train_operations=3", ["task.train_operations: 3", "list"]),
+        ("model.size=1M", ["model:", "size", "not both"]),
+        ("model={size: 2M, layers: null, width: null, heads: null}", ["model.size: \"2M\"", "'1M'", "did you mean"]),
+        ("model.heads=3", ["model:", "width 16", "3 heads"]),
+        ("model.layers=null", ["model:", "needs all of layers, width and heads"]),
+        ("train.lr=fast", ["train.lr: \"fast\"", "number"]),
+        ("train.lr=-1", ["train.lr: -1", "greater than 0"]),
+        ("train.lr=.nan", ["train.lr: NaN"]),
+        ("train.lr=.inf", ["train.lr: Infinity"]),
+        ("train.warmup=40", ["train:", "warmup 40", "below steps 40"]),
+        ("train.betas=[0.9]", ["train.betas.1: missing"]),
+        ("train.betas=[1.0, 0.9]", ["betas [1.0, 0.9]", "below 1"]),
+        ("model=3", ["model: 3", "mapping"]),
+        ("objective=[1]", ["objective: [1]", "mapping"]),
+        ("train.context=8", ["train.context: 8", "12 tokens"]),
+        ("seed=-1", ["seed: -1"]),
+        ("precision=fp16", ["precision: \"fp16\"", "'fp32' or 'bf16'"]),
+        ("execution.device=gpu", ["execution.device: \"gpu\"", "'cuda'"]),
+        ("execution.threads=0", ["execution.threads: 0"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_line(change: str, parts: list[str]) -> None:
+    with pytest.raises(BadInput) as caught:
+        tiny(change)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_bad_files(tmp_path: Any) -> None:
+    path = tmp_path / "recipe.yaml"
+    for text, part in {
+        "a: 1\na: 2": "line 1: not YAML: 'a' is given twice",
+        "a: [1": "not YAML",
+        "- 1": "not a mapping",
+        "": "not a mapping",
+        "1: 2": "not a mapping",
+        "task: {name: polynomials, when: 2020-01-01}": "can be configured",
+        "model: {size: 1M}": "task: missing",
+        "task: {name: polynomials}\nobjective: {n: 2}": "objective.name: missing",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(BadInput, match=part):
+            load_experiment(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadInput, match=r"recipe\.yaml"):
+        load_experiment(path)
+    with pytest.raises(BadInput, match=r"did you mean 'datasets/polynomials.yaml'\?"):
+        load_experiment("datasets/polynomial.yaml")
+
+
+def test_yaml_keeps_what_people_mean() -> None:
+    assert parse_yaml("a: 1e-3\nb: 5e4\nc: 1e\nd: e3", "") == {"a": 0.001, "b": 50000.0, "c": "1e", "d": "e3"}
+    assert yaml.safe_load("a: 1e-3") == {"a": "1e-3"}, "PyYAML's own loader is left as it was"
+
+
+def test_validated_speaks_of_the_first_wrong_field_only() -> None:
+    with pytest.raises(BadInput) as caught:
+        validated(Experiment, {**TINY, "seed": -1, "precision": "x"})
+    assert str(caught.value).count(" is not allowed") == 1

@@ -1,0 +1,197 @@
+"""One run: its files, its end, and what survives an interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lab.errors import BadInput, Failure
+from lab.experiments.experiment import dump_yaml, load_experiment
+from lab.experiments.run import execute
+from lab.experiments.store import Busy, RunDirectory, read_json_lines
+from lab.learning.progress import Progress
+from lab.objectives import build_model
+from tests.conftest import tiny
+
+TIMES = {"seconds", "tokens_per_second", "evaluation_seconds", "peak_memory_bytes", "hardware", "finished", "commit"}
+
+
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in TIMES}
+
+
+def same_end(one: RunDirectory, other: RunDirectory) -> None:
+    """Both runs ended bit for bit alike, time, memory and host fields aside."""
+    rows, others = (read_json_lines(each.metrics) for each in (one, other))
+    assert list(map(without_times, rows)) == list(map(without_times, others))
+    for name in ("final", "best"):
+        weights, theirs = (load_file(each.weights / f"{name}.safetensors") for each in (one, other))
+        assert weights.keys() == theirs.keys()
+        assert all(torch.equal(weights[key], theirs[key]) for key in weights)
+    assert without_times(one.read_result() or {}) == without_times(other.read_result() or {})
+
+
+def test_what_a_run_leaves(tmp_path: Path) -> None:
+    experiment = tiny()
+    heard: list[Progress] = []
+    result = execute(experiment, tmp_path, listen=heard.append)
+    directory = RunDirectory(tmp_path, experiment)
+    assert result is not None
+    assert json.loads(directory.result.read_text()) == result == directory.read_result()
+    assert load_experiment(directory.config) == experiment
+    assert result["identity"] == experiment.identity
+    assert not directory.checkpoint.exists()
+    assert {"hardware", "versions", "commit", "finished", "flops"} <= result.keys()
+    assert [progress.step for progress in heard] == list(range(5, 41, 5))
+
+    rows = read_json_lines(directory.metrics)
+    training = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in training] == list(range(5, 41, 5))
+    assert [row["step"] for row in rows if "validation/exact_match" in row] == [20, 40]
+    assert result["tokens"] == training[-1]["tokens"]
+    assert result["tokens"] == pytest.approx(40 * 256, rel=0.05)
+    for row in training:
+        assert row["loss"] == pytest.approx(row["loss_1"] + row["loss_2"], rel=1e-3)  # by step, by target
+        assert row["targets_1"] > row["targets_2"] > 0
+        assert 0 <= row["clip_share"] <= 1
+        assert row["gradient_norm"] > 0
+    assert training[-1]["loss_1"] < training[0]["loss_1"]
+
+    model = build_model(experiment.model, experiment.objective, len(experiment.task.build().vocabulary), seed=9)
+    model.load_state_dict(load_file(directory.weights / "final.safetensors"))
+    rows = [row for row in result["scores"] if row["operator"] == row["seen"] == "all"]
+    assert {(row["checkpoint"], row["split"], row["operations"]) for row in rows} == {
+        (checkpoint, split, m)
+        for checkpoint in ("final", "best")
+        for split, most in (("validation", 2), ("test", 3))
+        for m in range(1, most + 1)
+    }
+    assert all(row["count"] == (30 if row["split"] == "test" else 20) for row in rows)
+
+
+def test_a_finished_run_is_not_redone(tmp_path: Path) -> None:
+    experiment = tiny("train.steps=6")
+    result = execute(experiment, tmp_path)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert execute(experiment, tmp_path) == result
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_seeds_move_the_run_and_nothing_else_does(tmp_path: Path) -> None:
+    once, again = (execute(tiny("train.steps=6"), tmp_path / name) for name in "ab")
+    other = execute(tiny("train.steps=6", "seed=1"), tmp_path)
+    assert without_times(once or {}) == without_times(again or {})
+    assert (once or {})["scores"] != (other or {})["scores"]
+
+
+@pytest.mark.parametrize("step", [7, 20, 33])
+def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, step: int) -> None:
+    """Stopped at any step, between logs or not, it ends as the undisturbed run."""
+    experiment = tiny()
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == step
+
+    assert execute(experiment, tmp_path / "stopped", stop=stop) is None
+    directory = RunDirectory(tmp_path / "stopped", experiment)
+    assert directory.checkpoint.exists()
+    assert directory.read_result() is None
+    resumed: list[int] = []
+    execute(experiment, tmp_path / "stopped", resumed=resumed.append)
+    assert resumed == [step]
+    execute(experiment, tmp_path / "straight")
+    same_end(directory, RunDirectory(tmp_path / "straight", experiment))
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    """`kill -9` in the middle, the same command again: the weights and metrics of the undisturbed run, bit for bit."""
+    experiment = tiny("train.steps=400", "train.warmup=20", "execution.checkpoint_every=30")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_yaml(experiment))
+    directory = RunDirectory(tmp_path / "killed", experiment)
+    command = [sys.executable, "-m", "lab", "train", str(recipe), "--store", str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while directory.last_step() < 65 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert directory.checkpoint.exists()
+    assert directory.read_result() is None, "it was killed too late to show anything"
+
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    said = next(line for line in ended.stderr.splitlines() if "goes on from the checkpoint of step" in line)
+    assert int(said.split()[-1]) in range(60, 400, 30)
+    execute(experiment, tmp_path / "straight")
+    same_end(directory, RunDirectory(tmp_path / "straight", experiment))
+
+
+def test_two_processes_never_work_on_one_run(tmp_path: Path) -> None:
+    experiment = tiny()
+    with RunDirectory(tmp_path, experiment).claimed(), pytest.raises(Busy, match="another process"):
+        execute(experiment, tmp_path)
+
+
+def test_a_run_that_diverges_is_recorded_and_can_be_tried_again(tmp_path: Path) -> None:
+    experiment = tiny("train.lr=1e30", "train.clip=1e30")
+    with pytest.raises(Failure, match="diverged"):
+        execute(experiment, tmp_path)
+    directory = RunDirectory(tmp_path, experiment)
+    assert "diverged" in (directory.read_failure() or "")
+    assert directory.read_result() is None
+
+
+def test_a_store_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Failure, match="cannot be written"):
+        execute(tiny(), tmp_path / "file")
+
+
+def test_a_result_that_is_not_the_runs_is_noticed(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path, tiny())
+    directory.path.mkdir()
+    for content in ("{", "[]", '{"identity": "another"}'):
+        directory.result.write_text(content)
+        with pytest.raises(Failure, match="is not the result of run"):
+            execute(tiny(), tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path, tiny())
+    with directory.claimed():
+        directory.checkpoint.write_bytes(b"half a checkpoint")
+    with pytest.raises(Failure, match=r"last\.ckpt: cannot be read"):
+        execute(tiny(), tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"execution\.device"):
+        execute(tiny("execution.device=cuda"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_on_a_gpu(tmp_path: Path) -> None:
+    """bf16 on the GPU follows fp32 on the CPU."""
+    fast = execute(tiny("execution.device=cuda", "precision=bf16"), tmp_path)
+    slow = execute(tiny("execution.device=cpu"), tmp_path)
+    assert fast is not None
+    assert slow is not None
+    losses = [
+        read_json_lines(RunDirectory(tmp_path, each).metrics)[-2]["loss"]
+        for each in (tiny("execution.device=cuda", "precision=bf16"), tiny())
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert fast["peak_memory_bytes"] > 0
