@@ -48,7 +48,9 @@ def validated(config: type[ConfigT], mapping: dict[str, Any]) -> ConfigT:
     except TypeError as error:
         raise BadInput(f"only text, numbers, booleans, lists and mappings can be configured: {error}") from None
     except ValidationError as error:
-        raise BadInput(_one_line(config, mapping, error.errors(include_url=False)[0])) from None
+        # Of several errors an unknown field says most: it may be why another is missing.
+        first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
+        raise BadInput(_one_line(config, mapping, first)) from None
 
 
 def canonical(config: Config) -> dict[str, Any]:

@@ -23,7 +23,13 @@ def data() -> None:
 @data.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1)
-@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="train", show_default=True)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    default="train",
+    show_default=True,
+    help="Which examples.",
+)
 @click.option("--operations", type=int, help="Only examples with this many operations (polynomials).  [default: all]")
 @click.option("--count", type=click.IntRange(min=1), default=10, show_default=True, help="Examples to show.")
 @click.option("--start", type=click.IntRange(min=0), default=0, show_default=True, help="Index of the first example.")
@@ -46,9 +52,12 @@ def show(
     experiment = load_experiment(recipe, overrides)
     task = experiment.task.build()
     wanted = {} if operations is None else {"operations": operations}
+    size = task.size(split)
+    if size is not None and start >= size:
+        raise BadInput(f"--start: {start} is not allowed: {split} has {size} examples, from 0 on")
     if not as_json:
         click.echo(f"{len(task.vocabulary)} tokens: {' '.join(task.vocabulary)}")
-        click.echo(f"{split}: {task.size(split) or 'unlimited'} examples of at most {task.longest(split)} tokens")
+        click.echo(f"{split}: {size or 'unlimited'} examples of at most {task.longest(split)} tokens")
     for index, record in _records(task, split, experiment.seed, start, count, wanted):
         if as_json:
             print_json(record)

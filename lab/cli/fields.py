@@ -18,7 +18,7 @@ def fields() -> Iterator[tuple[str, list[tuple[str, str]]]]:
         for config in configs_in(info.annotation):
             choice = config.model_fields.get("name")
             title = f"{name}={choice.default}" if choice else name
-            about = " ".join((config.__doc__ or "").split("\n\n")[0].split())
+            about = " ".join((config.__doc__ or "").split("\n\n")[0].split()).removesuffix(".")
             rows = [_row(f"{name}.{field}", each) for field, each in config.model_fields.items() if field != "name"]
             yield f"{title}: {about}", rows
 

@@ -123,7 +123,9 @@ def status(path: str, scale: str, store: Path, as_json: bool) -> None:
 @sweep.command()
 @sweep_argument
 @scale_option
-@click.option("--split", type=click.Choice(["validation", "test"]), default="test", show_default=True)
+@click.option(
+    "--split", type=click.Choice(["validation", "test"]), default="test", show_default=True, help="Which examples."
+)
 @click.option(
     "--checkpoint",
     type=click.Choice(["final", "best"]),

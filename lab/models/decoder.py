@@ -134,8 +134,10 @@ def initialise(module: nn.Module, seed: int, layers: int) -> None:
     """Draw every parameter from a generator of its own, named by (seed, parameter name).
 
     Parameters that two arms share by name and shape then start equal, however many heads either has: seeds are paired.
-    Matrices: normal, deviation 1/sqrt(inputs); those that write to the residual stream divided by sqrt(2 N) for N
-    layers (GPT-2); embedding and unembedding 0.02; norms 1. (The paper states no initialisation.)
+    Matrices are normal with deviation 1/sqrt(inputs), embeddings with 1/sqrt(width), and what writes to the residual
+    stream is divided by sqrt(2 N) for N layers. Norms are 1. The paper states no initialisation; this is lingua's, from
+    the paper's lab. Embeddings of deviation 0.02 drown in the first layers' outputs: with them a model of width 64 was
+    still at 41 % for m = 1 in F_3[X]/(X^2) when with these it was at 100 % (1.5M tokens, one seed).
     """
     for name, parameter in module.named_parameters():
         if parameter.dim() < 2:
@@ -143,7 +145,7 @@ def initialise(module: nn.Module, seed: int, layers: int) -> None:
             continue
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        deviation = 0.02 if "embedding" in name else 1 / math.sqrt(parameter.shape[1])
+        deviation = 1 / math.sqrt(parameter.shape[1])  # an embedding's second axis is the width
         if name.endswith("output.weight"):
             deviation /= math.sqrt(2 * layers)
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)

@@ -1,0 +1,38 @@
+"""Training FLOPs against torch's own counter on a real forward and backward pass."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lab.models.sizes import Model
+from lab.objectives import build_model
+from lab.objectives.base import Batch
+from lab.objectives.cost import instantiate, training_flops_per_token
+from lab.objectives.parallel import Parallel
+
+MODEL = Model(layers=5, width=32, heads=4)
+
+
+@pytest.mark.parametrize(("rows", "context"), [(1, 16), (3, 40)])
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_flops_are_those_that_torch_counts(n: int, rows: int, context: int) -> None:
+    """Exactly: the plain kernel multiplies the whole T×T, backward costs twice forward, and both leave out the rest."""
+    model = build_model(MODEL, Parallel(n=n), 17, 0)
+    tokens = torch.randint(17, (rows, context + n), generator=torch.Generator().manual_seed(0))
+    batch = Batch(tokens, torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        losses = [term.loss for term in model.objective.terms(model.decoder, batch)]
+        torch.autograd.backward(torch.stack(losses).sum())
+    assert training_flops_per_token(model, context) * rows * context == counter.get_total_flops()
+
+
+def test_flops_need_no_weights() -> None:
+    full, meta = build_model(MODEL, Parallel(n=2), 17, 0), instantiate(MODEL, Parallel(n=2), 17)
+    assert training_flops_per_token(full, 64) == training_flops_per_token(meta, 64)
+    assert all(parameter.is_meta for parameter in meta.parameters())
+
+
+def test_each_head_costs_one_more_unembedding() -> None:
+    one, four = (training_flops_per_token(instantiate(MODEL, Parallel(n=n), 1000), 64) for n in (1, 4))
+    assert four - one == 3 * 6 * 32 * 1000

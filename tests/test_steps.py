@@ -1,0 +1,94 @@
+"""The training stream: step k is the same however it is reached; which questions it asks; how large it is."""
+
+from itertools import islice, pairwise
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from lab.learning.data import Step, Steps, examples_per_step
+from lab.learning.settings import Train
+from lab.tasks.polynomials import Polynomials
+
+TASK = Polynomials(
+    prime=3, degree=2, train_operations=(1, 2), test_operations=(1, 3), test_examples=40, validation_examples=20
+).build()
+QUESTIONS = TASK.examples("test", np.arange(120), seed=0).keys
+SMALL = Train(batch_tokens=256, context=32)
+LARGE = Train(batch_tokens=8192, context=32)
+"""Few steps make a chunk of what is generated at once, so that a dozen steps cross several."""
+
+
+def steps(train: Train = LARGE, seed: int = 0, first: int = 0) -> Steps:
+    return Steps(TASK, train, 2, seed, first, QUESTIONS)
+
+
+def same(one: Step, other: Step) -> bool:
+    return torch.equal(one.asked, other.asked) and all(map(torch.equal, one.batch, other.batch))
+
+
+@pytest.mark.parametrize("train", [SMALL, LARGE], ids=["small", "large"])
+def test_steps_from_k_continue_the_uninterrupted_stream(train: Train) -> None:
+    whole = list(islice(steps(train), 14))
+    assert not any(same(one, other) for one, other in pairwise(whole))
+    for first in (1, 2, 3, 5, 8):
+        for one, other in zip(islice(steps(train, first=first), 14 - first), whole[first:], strict=True):
+            assert same(one, other)
+
+
+@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize("train", [SMALL, LARGE], ids=["small", "large"])
+def test_data_workers_change_nothing(train: Train, first: int) -> None:
+    loader: DataLoader[Step] = DataLoader(steps(train, first=first), batch_size=None, num_workers=2)
+    shared = iter(loader)
+    for one, other in zip(islice(shared, 9), islice(steps(train, first=first), 9), strict=True):
+        assert same(one, other)
+
+
+def test_seeds_differ() -> None:
+    one, other = (next(iter(steps(seed=seed))) for seed in (0, 1))
+    assert not same(one, other)
+
+
+def test_a_step_holds_its_examples() -> None:
+    number = examples_per_step(TASK, LARGE)
+    for k, step in zip(range(4), steps(), strict=False):
+        examples = TASK.examples("train", np.arange(k * number, (k + 1) * number), seed=0)
+        expected = sorted(examples.tokens[i, :length].tolist() for i, length in enumerate(examples.lengths))
+        tokens, documents = step.batch.tokens, step.batch.documents
+        assert sorted(tokens[documents == i].tolist() for i in range(number)) == expected
+        assert tokens.shape[1] == LARGE.context + 2
+
+
+def test_asked_questions_by_brute_force() -> None:
+    random = np.random.default_rng(0)
+    never = random.integers(0, 2**63, 50).astype(np.uint64)
+    questions = random.permutation(np.concatenate((QUESTIONS, QUESTIONS[:30], never)))
+    assert len(set(QUESTIONS.tolist())) < len(QUESTIONS)
+    number, found = examples_per_step(TASK, SMALL), 0
+    stream = Steps(TASK, SMALL, 2, 0, 0, questions)
+    for k, step in zip(range(20), stream, strict=False):
+        keys = set(TASK.examples("train", np.arange(k * number, (k + 1) * number), seed=0).keys.tolist())
+        expected = [i for i, question in enumerate(questions.tolist()) if question in keys]
+        assert sorted(step.asked.tolist()) == expected
+        found += len(expected)
+    assert found > 100
+
+
+@pytest.mark.parametrize("questions", [QUESTIONS[:0], np.array([1, 2], np.uint64)], ids=["none", "other"])
+def test_nothing_is_asked(questions: NDArray[np.uint64]) -> None:
+    step = next(iter(Steps(TASK, SMALL, 2, 0, 0, questions)))
+    assert (step.asked.tolist(), step.asked.dtype) == ([], torch.int64)
+
+
+@pytest.mark.parametrize("batch_tokens", [256, 8192])
+def test_a_step_has_about_batch_tokens(batch_tokens: int) -> None:
+    train = Train(batch_tokens=batch_tokens, context=32)
+    sizes = [int((step.batch.documents >= 0).sum()) for step in islice(steps(train), 30)]
+    assert np.mean(sizes) == pytest.approx(batch_tokens, rel=0.03)
+
+
+def test_a_step_has_at_least_one_example() -> None:
+    assert examples_per_step(TASK, Train(batch_tokens=1)) == 1

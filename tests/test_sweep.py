@@ -1,0 +1,239 @@
+"""Sweeps: their cells, states, workers, tables, figures."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from scipy import stats
+
+from lab.cli.main import cli
+from lab.errors import BadInput, Failure
+from lab.experiments import store as stores
+from lab.experiments.store import RunDirectory, keep_results, kept_results
+from lab.experiments.sweep import load_sweep, states
+from lab.home import home
+from lab.report.tables import interval, score_tables, summarise, tidy
+from tests.conftest import TINY
+
+SWEEP: dict[str, Any] = {
+    "question": "Does it run?",
+    "endpoint": "Exact match.",
+    "baseline": {**TINY, "train": {**TINY["train"], "steps": 12}},
+    "axes": {"seed": [0, 1], "objective.n": [1, 2]},
+    "scales": {"cpu": {"budget": "seconds"}, "long": {"budget": "more", "baseline": {"train": {"steps": 24}}}},
+}
+
+
+def sweep_file(folder: Path, **changes: Any) -> str:
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**SWEEP, **changes}, sort_keys=False))
+    return str(path)
+
+
+def lab(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments)
+
+
+def test_cells_are_the_product_of_the_axes(tmp_path: Path) -> None:
+    sweep = load_sweep(sweep_file(tmp_path), "cpu")
+    points = [(cell.experiment.seed, cell.experiment.objective.n) for cell in sweep.cells]
+    assert points == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert len({cell.experiment.identity for cell in sweep.cells}) == 4
+    assert {cell.experiment.train.steps for cell in sweep.cells} == {12}
+    assert {cell.experiment.train.steps for cell in load_sweep(sweep_file(tmp_path), "long").cells} == {24}
+
+
+def test_an_objective_can_be_an_axis(tmp_path: Path) -> None:
+    axes = {"objective": ["next_token", {"name": "parallel", "n": 3}]}
+    sweep = load_sweep(sweep_file(tmp_path, axes=axes), "cpu")
+    assert [(cell.experiment.objective.name, cell.experiment.objective.n) for cell in sweep.cells] == [
+        ("next_token", 1),
+        ("parallel", 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"axes": {"seed": [0, 0]}}, "the same experiment"),
+        ({"axes": {"seed": []}}, "at least one value"),
+        ({"axes": {"objective.m": [1]}}, "objective.m: unknown field"),
+        ({"axes": {"objective.n": [1, 4]}}, "objective.n: 4 is not allowed"),
+        ({"axis": {}}, "did you mean 'axes'"),
+        ({"recipe": "datasets/none.yaml"}, "no such file"),
+        ({"baseline": {}}, "task: missing"),
+        ({"scales": {"gpu": {"budget": "x"}}}, "has no 'cpu'; allowed: gpu"),
+        ({"scales": {"cpu": {}}}, "scales.cpu.budget: missing"),
+        ({"scales": {"cpu": {"budget": "x", "axes": {"seed": 1}}}}, "scales.cpu.axes.seed: 1"),
+    ],
+)
+def test_bad_sweeps_are_one_clear_line(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
+    path = sweep_file(tmp_path, **changes)
+    with pytest.raises(BadInput) as caught:
+        load_sweep(path, "cpu")
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).count(path) == (0 if "recipe" in changes else 1)
+
+
+@pytest.mark.parametrize("path", sorted((home() / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_labs_own_sweeps_are_sound(path: Path) -> None:
+    scales = yaml.safe_load(path.read_text())["scales"]
+    for scale in scales:
+        sweep = load_sweep(str(path), scale)
+        assert {cell.experiment.seed for cell in sweep.cells} >= {0, 1}
+        if path.stem == "polynomials_n":
+            assert {cell.experiment.objective.n for cell in sweep.cells} == {1, 2, 4}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A sweep that two workers have carried out: its file and its store."""
+    folder = tmp_path_factory.mktemp("sweep")
+    path, store = sweep_file(folder), str(folder / "store")
+    ran = lab("sweep", "run", path, "--workers", "2", "--store", store, "--json")
+    assert ran.exit_code == 0, ran.output
+    assert json.loads(ran.stdout.splitlines()[-1]) == {"sweep": path, "scale": "cpu", "runs": 4, "done": 4}
+    return path, store
+
+
+def test_a_sweep_that_is_done_is_not_redone(finished: tuple[str, str]) -> None:
+    path, store = finished
+    before = {file: file.stat().st_mtime_ns for file in Path(store).rglob("*")}
+    ran = lab("sweep", "run", path, "--workers", "2", "--store", store)
+    assert ran.exit_code == 0
+    assert "4 done before, 0 to do" in ran.stderr
+    assert before == {file: file.stat().st_mtime_ns for file in Path(store).rglob("*")}
+
+
+def test_status_tells_done_failed_started_and_waiting(finished: tuple[str, str], tmp_path: Path) -> None:
+    path, store = finished
+    said = json.loads(lab("sweep", "status", path, "--store", store, "--json").stdout)
+    assert [row["state"] for row in said["runs"]] == ["done"] * 4
+
+    cells = load_sweep(path, "cpu").cells
+    one, other = (RunDirectory(tmp_path, cell.experiment) for cell in cells[:2])
+    with pytest.raises(Failure), one.claimed():
+        raise ValueError("broke\nin two lines")
+    with other.claimed():
+        other.metrics.write_text('{"step": 5}\n')
+    said = json.loads(lab("sweep", "status", path, "--store", str(tmp_path), "--json").stdout)
+    assert [row["state"] for row in said["runs"]] == ["failed", "started", "waiting", "waiting"]
+    assert said["runs"][0]["reason"] == "ValueError: broke in two lines"
+    assert said["runs"][1]["step"] == 5
+    assert "1 failed" in lab("sweep", "status", path, "--store", str(tmp_path)).stdout
+
+
+def test_a_failed_run_does_not_stop_the_others_and_is_retried_on_request(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path, axes={"train.lr": [1e30, 1e-3]}, baseline={**SWEEP["baseline"], "seed": 3})
+    store = str(tmp_path / "store")
+    ran = lab("sweep", "run", path, "--store", store, "--json")
+    assert isinstance(ran.exception, Failure)
+    states_now = [state.name for state in states(load_sweep(path, "cpu"), Path(store))]
+    assert states_now == ["failed", "done"]
+    assert "0 to do" in lab("sweep", "run", path, "--store", store).stderr
+    assert "1 to do" in lab("sweep", "run", path, "--store", store, "--retry").stderr
+
+
+def test_a_time_limit_stops_at_a_checkpoint(tmp_path: Path) -> None:
+    path, store = sweep_file(tmp_path), str(tmp_path / "store")
+    ran = lab("sweep", "run", path, "--store", store, "--time-limit", "0s", "--json")
+    assert ran.exit_code == 0
+    assert json.loads(ran.stdout)["stopped"] == 4
+    assert not list(Path(store).rglob("result.json"))
+
+
+def test_results_that_are_kept_count_as_done(
+    finished: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, store = finished
+    sweep = load_sweep(path, "cpu")
+    results = [state.result for state in states(sweep, Path(store)) if state.result]
+    (tmp_path / "results").mkdir()
+    keep_results(tmp_path / "results" / "sweep.cpu.jsonl", results[:3])
+    assert len(kept_results(tmp_path / "results")) == 3
+    monkeypatch.setattr(stores, "home", lambda: tmp_path)
+    found = states(sweep, tmp_path / "empty")
+    assert [state.name for state in found] == ["done"] * 3 + ["waiting"]
+    assert [state.result for state in found[:3]] == results[:3]
+    (tmp_path / "results" / "bad.jsonl").write_text("{}\n")
+    with pytest.raises(BadInput, match=r"bad\.jsonl, line 1"):
+        kept_results(tmp_path / "results")
+
+
+def test_the_tidy_table_holds_every_score(finished: tuple[str, str], tmp_path: Path) -> None:
+    path, store = finished
+    table = tmp_path / "table.csv"
+    shown = lab("sweep", "show", path, "--store", store, "--table", str(table), "--json")
+    frame = pd.read_csv(table)
+    sweep = load_sweep(path, "cpu")
+    results = [state.result for state in states(sweep, Path(store))]
+    assert len(frame) == sum(len(result["scores"]) for result in results if result)
+    assert set(frame.n) == {1, 2}
+    assert set(frame.seed) == {0, 1}
+
+    tables = json.loads(shown.stdout)["tables"]
+    whole = next(each for each in tables if each["seen"] == "all")
+    for row in whole["rows"]:
+        values = [
+            score["exact_match"]
+            for cell, result in zip(sweep.cells, results, strict=True)
+            for score in (result or {})["scores"]
+            if cell.experiment.objective.n == row["objective.n"]
+            and (score["checkpoint"], score["split"]) == ("final", "test")
+            and (score["operator"], score["seen"], score["operations"]) == ("all", "all", row["operations"])
+        ]
+        assert len(values) == row["seeds"] == 2
+        assert row["mean"] == pytest.approx(np.mean(values))
+    printed = lab("sweep", "show", path, "--store", store)
+    assert "constant answer" in printed.stdout
+
+
+def test_intervals_are_students(finished: tuple[str, str]) -> None:
+    values = [0.1, 0.4, 0.35, 0.8]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert interval(values) == pytest.approx((np.mean(values), expected.low, expected.high))
+    alone = interval([0.5])
+    assert alone.mean == 0.5
+    assert math.isnan(alone.low)
+    frame = pd.DataFrame({"n": [1, 1, 2], "m": [1, 1, 1], "x": [0.0, 1.0, 0.5], "count": [7, 5, 9]})
+    rows = summarise(frame, ["n"], "m", "x").to_dict("records")
+    assert [(row["n"], row["mean"], row["seeds"], row["examples"]) for row in rows] == [(1, 0.5, 2, 5), (2, 0.5, 1, 9)]
+
+
+def test_a_missing_cell_names_the_command_that_fills_it(finished: tuple[str, str], tmp_path: Path) -> None:
+    path, store = finished
+    drawn = lab("figures", "polynomials_by_operations", "--sweep", path, "--scale", "long", "--store", store)
+    assert isinstance(drawn.exception, Failure)
+    assert "4 of 4 results are missing" in str(drawn.exception)
+    assert f"lab sweep run {path} --scale long" in str(drawn.exception)
+    assert isinstance(lab("sweep", "show", path, "--scale", "long", "--store", store).exception, Failure)
+
+
+def test_the_figure_is_drawn_and_always_the_same(finished: tuple[str, str], tmp_path: Path) -> None:
+    path, store = finished
+    for folder in ("a", "b"):
+        output = str(tmp_path / folder)
+        drawn = lab("figures", "polynomials_by_operations", "--sweep", path, "--store", store, "--output", output)
+        assert drawn.exit_code == 0, drawn.output
+    names = [f"polynomials_by_operations.sweep.{kind}" for kind in ("png", "svg")]
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == names
+    for name in names:
+        content = (tmp_path / "a" / name).read_bytes()
+        assert len(content) > 10_000
+        assert content == (tmp_path / "b" / name).read_bytes()
+
+
+def test_scores_of_seen_and_unseen_questions_stand_apart(finished: tuple[str, str]) -> None:
+    path, store = finished
+    sweep = load_sweep(path, "cpu")
+    done = [(cell, state.result) for cell, state in zip(sweep.cells, states(sweep, Path(store)), strict=True)]
+    frame = tidy([(cell, result) for cell, result in done if result])
+    tables = score_tables(frame[frame.split == "test"], ["objective.n"], sweep.cells[0].experiment.task.build())
+    assert {table["seen"] for table in tables} == {"all", "seen", "unseen"}
