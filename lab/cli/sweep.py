@@ -1,5 +1,6 @@
 """`lab sweep`: many runs."""
 
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -67,6 +68,7 @@ def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bo
                     lines[identity] = shown.add_task(names[identity], total=progress.steps, about="")
                 shown.update(lines[identity], completed=progress.step, about=about(progress))
 
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: runs stop at a checkpoint
             started = time.monotonic()
             for outcome in carry_out(todo, store, min(workers, len(todo)), end, listen):
                 ends[outcome.state] += 1

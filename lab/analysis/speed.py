@@ -1,0 +1,105 @@
+"""How fast the lab's own parts are, each against the alternative, side by side in one run."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import sympy
+import torch
+from numpy.typing import NDArray
+
+from lab.experiments.experiment import Experiment
+from lab.learning.data import examples_per_step, packed_batch, select
+from lab.objectives import LanguageModel, build_model
+from lab.objectives.base import cross_entropy, targets
+from lab.tasks.base import Examples
+from lab.tasks.polynomials import Expression, Polynomials
+
+_X = sympy.Symbol("X")
+
+
+def generator(task: Polynomials, operations: int, count: int, chunk: int = 2048) -> dict[str, Any]:
+    """Expressions a second, drawn, evaluated, kept apart and written, against sympy's evaluation of the same ones.
+
+    Args:
+        task: the recipe; its ring is used.
+        operations: m of every expression.
+        count: expressions that sympy evaluates; ours are 64 times as many, on one thread.
+        chunk: expressions generated at once, as training does.
+    """
+    built = task.model_copy(update={"train_operations": (operations, operations)}).build()
+    built.examples("train", np.arange(chunk), 0)  # builds the evaluation sets
+    started = time.perf_counter()
+    for first in range(0, 64 * count, chunk):
+        examples = built.examples("train", np.arange(first, first + chunk), 0)
+    ours = -(-64 * count // chunk) * chunk / (time.perf_counter() - started)
+    expressions = [built.record(examples, row)["expression"] for row in range(min(count, chunk))]
+    started = time.perf_counter()
+    for expression in expressions:
+        _by_sympy(expression, task.prime, task.degree)
+    theirs = len(expressions) / (time.perf_counter() - started)
+    return {"operations": operations, "per_second": ours, "sympy_per_second": theirs, "ratio": ours / theirs}
+
+
+def _by_sympy(expression: Expression, prime: int, degree: int) -> Any:
+    if not isinstance(expression[0], str):
+        return sympy.Poly(expression[::-1], _X, modulus=prime)
+    name, *operands = expression[0], *(_by_sympy(each, prime, degree) for each in expression[1:])
+    value = {
+        "neg": lambda: -operands[0],
+        "add": lambda: operands[0] + operands[1],
+        "mul": lambda: operands[0] * operands[1],
+        "compose": lambda: operands[0].compose(operands[1]),
+    }[name]()
+    return value.rem(sympy.Poly(_X**degree, _X, modulus=prime))
+
+
+def layouts(
+    experiment: Experiment, contexts: tuple[int, ...], buckets: tuple[int, ...], steps: int
+) -> list[dict[str, Any]]:
+    """Useful tokens a second of next-token training steps, by how examples become rows; layouts take turns by step.
+
+    Packed into rows of a context with document masks, or one example a row, padded, in length buckets (one bucket is
+    plain padding), where causal attention needs no mask.
+    """
+    task = experiment.task.build()
+    model = build_model(experiment.model, experiment.objective, len(task.vocabulary), experiment.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    per_step = examples_per_step(task, experiment.train)
+    shapes: dict[str, Callable[[Examples], Iterator[torch.Tensor]]] = {
+        **{f"packed, rows of {context}": partial(_packed, model, context) for context in contexts},
+        **{f"padded, {number} length buckets": partial(_padded, model, number) for number in buckets},
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in shapes}
+    for step in range(steps + 1):
+        examples = task.examples("train", step * per_step + np.arange(per_step), experiment.seed)
+        for name, losses in shapes.items():
+            started = time.perf_counter()
+            for loss in losses(examples):
+                loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            if step:  # the first warms up
+                seconds[name].append((time.perf_counter() - started) / int(examples.lengths.sum()))
+    speeds = {name: 1 / float(np.median(each)) for name, each in seconds.items()}
+    best = max(speeds.values())
+    return [{"layout": name, "tokens_per_second": speed, "of_best": speed / best} for name, speed in speeds.items()]
+
+
+def _packed(model: LanguageModel, context: int, examples: Examples) -> Iterator[torch.Tensor]:
+    batch = packed_batch(examples, context, model.objective.n)
+    for term in model.objective.terms(model.decoder, batch):
+        yield term.loss
+
+
+def _padded(model: LanguageModel, buckets: int, examples: Examples) -> Iterator[torch.Tensor]:
+    order: NDArray[np.int64] = np.argsort(examples.lengths)
+    for rows in np.array_split(order, buckets):
+        part = select(examples, rows)
+        batch = packed_batch(part, part.tokens.shape[1], 1)
+        inputs = batch.tokens[:, :-1]
+        context = model.decoder.context(inputs, None)
+        logits = next(model.objective.logits(model.decoder, model.decoder(inputs, context), context, 1))
+        yield cross_entropy(logits, targets(batch, 1, inputs.shape[1]))[0] / buckets
