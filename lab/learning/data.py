@@ -36,7 +36,12 @@ def pack(lengths: NDArray[np.int64], context: int) -> tuple[NDArray[np.int64], N
 
     Returns:
         The row and the first column of each document, [N] each.
+
+    Raises:
+        ValueError: a document is longer than a row.
     """
+    if lengths.max(initial=0) > context:
+        raise ValueError(f"a document of {lengths.max()} tokens does not fit a row of {context}")
     rows, columns = np.empty_like(lengths), np.empty_like(lengths)
     room: list[tuple[int, int]] = []  # (tokens left, row), ascending
     opened = 0

@@ -39,7 +39,8 @@ def predict(model: LanguageModel, examples: Examples) -> NDArray[np.uint16]:
         tokens = torch.from_numpy(examples.tokens[rows, :width].astype(np.int64)).to(device)
         context = model.decoder.context(tokens, None)
         logits = next(model.objective.logits(model.decoder, model.decoder(tokens, context), context, heads=1))
-        predicted[rows, 1:width] = logits[:, :-1].argmax(dim=-1).cpu().numpy()
+        inside = np.arange(1, width) < examples.lengths[rows, None]
+        predicted[rows, 1:width] = logits[:, :-1].argmax(dim=-1).cpu().numpy() * inside
     return predicted
 
 

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,9 +47,10 @@ def targets(batch: Batch, offset: int, positions: int) -> Tensor:
 
 
 def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy in nats over the targets that are not -100, computed in float32; and their number."""
+    """Mean cross-entropy in nats over the targets that are not -100, computed in float32 or wider; and their number."""
     number = (targets_BT != -100).sum()
-    total = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=-100, reduction="sum")
+    wide = logits_BTV if logits_BTV.dtype == torch.float64 else logits_BTV.float()
+    total = F.cross_entropy(wide.flatten(0, 1), targets_BT.flatten(), ignore_index=-100, reduction="sum")
     return total / number.clamp(min=1), number
 
 
