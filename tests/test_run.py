@@ -59,7 +59,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     assert result["tokens"] == training[-1]["tokens"]
     assert result["tokens"] == pytest.approx(40 * 256, rel=0.05)
     for row in training:
-        assert row["loss"] == pytest.approx(row["loss_1"] + row["loss_2"], rel=1e-3)  # by step, by target
+        assert row["loss"] == pytest.approx(row["loss_1"] + row["loss_2"], rel=0.01)  # by step against by target
         assert row["targets_1"] > row["targets_2"] > 0
         assert 0 <= row["clip_share"] <= 1
         assert row["gradient_norm"] > 0
@@ -110,6 +110,23 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, step: int) -> None:
     resumed: list[int] = []
     execute(experiment, tmp_path / "stopped", resumed=resumed.append)
     assert resumed == [step]
+    execute(experiment, tmp_path / "straight")
+    same_end(directory, RunDirectory(tmp_path / "straight", experiment))
+
+
+def test_a_run_that_ends_while_it_is_evaluated_needs_no_more_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tiny()
+    with monkeypatch.context() as patched, pytest.raises(Failure, match="out of memory"):
+        patched.setattr("lab.experiments.run.evaluate", lambda *_: (_ for _ in ()).throw(MemoryError("out of memory")))
+        execute(experiment, tmp_path / "ended")
+    directory = RunDirectory(tmp_path / "ended", experiment)
+    assert "MemoryError: out of memory" in (directory.read_failure() or "")
+    resumed: list[int] = []
+    execute(experiment, tmp_path / "ended", resumed=resumed.append)
+    assert resumed == [40]
+    assert directory.read_failure() is None
     execute(experiment, tmp_path / "straight")
     same_end(directory, RunDirectory(tmp_path / "straight", experiment))
 

@@ -1,6 +1,7 @@
 """What every command shares: options, progress, output."""
 
 import json
+import math
 import re
 import signal
 import sys
@@ -56,8 +57,16 @@ def say(text: str) -> None:
 
 
 def print_json(content: Any) -> None:
-    """One JSON document on one line."""
-    click.echo(json.dumps(content))
+    """One JSON document on one line; numbers that are not finite are null."""
+    click.echo(json.dumps(_finite(content), allow_nan=False))
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def deadline(time_limit: float | None) -> float:
@@ -103,6 +112,8 @@ def bars() -> Iterator["Bars"]:
 
 def about(progress: "Progress") -> str:
     """Rate, losses by head and time left, for a bar."""
+    if progress.step == progress.steps:
+        return "evaluating"
     losses = " ".join(f"{loss:.3f}" for loss in progress.losses)
     left = int(progress.seconds_left)
     return f"{progress.tokens_per_second:,.0f} tokens/s · loss {losses} · {left // 60}:{left % 60:02d} left"

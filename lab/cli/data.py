@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from lab.tasks.base import Split, Task
 
-_SCAN = 200_000  # examples searched for a slice before giving up on an unlimited split
+_SCAN = 200_000  # examples searched for a first fit before giving up on an unlimited split
 
 
 @click.group()
@@ -72,11 +72,11 @@ def _records(
     import numpy as np
 
     size = task.size(split)
-    end = min(start + _SCAN + count, size if size is not None else start + _SCAN + count)
-    shown = 0
+    shown, first = 0, start
     met: dict[str, set[Any]] = {name: set() for name in wanted}
-    for first in range(start, end, 4096):
-        indices = np.arange(first, min(first + 4096, end))
+    while (size is None or first < size) and (shown or first < start + _SCAN):
+        indices = np.arange(first, first + 4096 if size is None else min(first + 4096, size))
+        first += 4096
         examples = task.examples(split, indices, seed)
         fits = np.ones(len(indices), bool)
         for name, value in wanted.items():

@@ -75,17 +75,29 @@ def execute(
     data = StepsDataModule(task, experiment.train, n, experiment.seed, questions, workers)
 
     with directory.claimed():
+        result = directory.read_result()
+        if result is not None:  # finished by another process since we looked
+            return result
         provenance.reset_peak_memory(device)
 
-        # Training.
+        # Training, from the last checkpoint if there is one.
+        saved = directory.checkpoint if directory.checkpoint.exists() else None
+        step = 0
+        if saved:
+            try:
+                step = int(torch.load(saved, weights_only=True, map_location="cpu")["global_step"])
+            except Exception as error:  # whatever unpickling damaged bytes may raise
+                raise Failure(f"{saved}: cannot be read ({error}); remove it to begin anew") from error
+            resumed(step)
         module = LearningModule(model, experiment.train, len(questions))
         record = Record(experiment.execution.log_every, listen)
         validate = Validate(task, experiment.evaluation, validation)
         checkpoint = Checkpoint(directory.checkpoint, experiment.execution.checkpoint_every, stop)
         metrics = JsonLines(directory.metrics)
+        metrics.rewind(step)
         loggers: list[Logger] = [metrics]
         if experiment.execution.tensorboard:
-            loggers.append(TensorBoardLogger(directory.path, name="tensorboard", version=""))
+            loggers.append(TensorBoardLogger(directory.path, name="tensorboard", version="", purge_step=step))
         trainer = L.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=1,
@@ -100,15 +112,6 @@ def execute(
             use_distributed_sampler=False,
             default_root_dir=directory.path,
         )
-        saved = directory.checkpoint if directory.checkpoint.exists() else None
-        step = 0
-        if saved:
-            try:
-                step = int(torch.load(saved, weights_only=True, map_location="cpu")["global_step"])
-            except Exception as error:  # whatever unpickling damaged bytes may raise
-                raise Failure(f"{saved}: cannot be read ({error}); remove it to begin anew") from error
-            resumed(step)
-        metrics.rewind(step)
         trainer.fit(module, data, ckpt_path=saved, weights_only=True)
         if trainer.global_step < experiment.train.steps:
             return None

@@ -15,7 +15,7 @@ from lab.models.sizes import Model
 
 
 def inner_width(width: int) -> int:
-    """SwiGLU's inner width: 8d/3 to the nearest multiple of 8; from d = 128 on a layer is within 1 % of 12 d² weights."""
+    """SwiGLU's inner width: 8d/3 to the nearest multiple of 8. From d = 128 on a layer is within 1 % of 12 d²."""
     return max(8, round(8 * width / 3 / 8) * 8)
 
 
