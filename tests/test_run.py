@@ -118,9 +118,14 @@ def test_a_run_that_ends_while_it_is_evaluated_needs_no_more_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = tiny()
-    with monkeypatch.context() as patched, pytest.raises(Failure, match="out of memory"):
-        patched.setattr("lab.experiments.run.evaluate", lambda *_: (_ for _ in ()).throw(MemoryError("out of memory")))
+
+    def evaluate(*_: Any) -> None:
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr("lab.experiments.run.evaluate", evaluate)
+    with pytest.raises(Failure, match="out of memory"):
         execute(experiment, tmp_path / "ended")
+    monkeypatch.undo()
     directory = RunDirectory(tmp_path / "ended", experiment)
     assert "MemoryError: out of memory" in (directory.read_failure() or "")
     resumed: list[int] = []

@@ -57,12 +57,16 @@ def _by_sympy(expression: Expression, prime: int, degree: int) -> Any:
 
 
 def layouts(
-    experiment: Experiment, contexts: tuple[int, ...], buckets: tuple[int, ...], steps: int
+    experiment: Experiment,
+    contexts: tuple[int, ...],
+    buckets: tuple[int, ...],
+    steps: int,
+    listen: Callable[[int], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """Useful tokens a second of next-token training steps, by how examples become rows; layouts take turns by step.
+    """Useful tokens a second of training steps, by how examples become rows; layouts take turns by step.
 
     Packed into rows of a context with document masks, or one example a row, padded, in length buckets (one bucket is
-    plain padding), where causal attention needs no mask.
+    plain padding), where causal attention needs no mask. `listen` is told each step that is done.
     """
     task = experiment.task.build()
     model = build_model(experiment.model, experiment.objective, len(task.vocabulary), experiment.seed)
@@ -83,6 +87,7 @@ def layouts(
             optimizer.zero_grad()
             if step:  # the first warms up
                 seconds[name].append((time.perf_counter() - started) / int(examples.lengths.sum()))
+        listen(step)
     speeds = {name: 1 / float(np.median(each)) for name, each in seconds.items()}
     best = max(speeds.values())
     return [{"layout": name, "tokens_per_second": speed, "of_best": speed / best} for name, speed in speeds.items()]

@@ -4,7 +4,7 @@ import os
 
 import click
 
-from lab.cli.console import as_json, print_json, say
+from lab.cli.console import as_json, bars, print_json, say
 
 
 @click.group()
@@ -20,13 +20,14 @@ def data(count: int, as_json: bool) -> None:
     from lab.analysis.speed import generator
     from lab.tasks.polynomials import Polynomials
 
-    rows = [generator(Polynomials(), operations, count) for operations in (1, 5, 10)]
+    rows = []
+    for operations in (1, 5, 10):
+        rows.append(generator(Polynomials(), operations, count))
+        ours, theirs, ratio = (rows[-1][name] for name in ("per_second", "sympy_per_second", "ratio"))
+        if not as_json:
+            click.echo(f"m = {operations:>2}: {ours:>11,.0f} /s, sympy {theirs:>6,.0f} /s, {ratio:,.0f} ×")
     if as_json:
         print_json(rows)
-        return
-    for row in rows:
-        ours, theirs = row["per_second"], row["sympy_per_second"]
-        click.echo(f"m = {row['operations']:>2}: {ours:>11,.0f} /s, sympy {theirs:>6,.0f} /s, {row['ratio']:,.0f} ×")
 
 
 @bench.command()
@@ -50,7 +51,11 @@ def batches(overrides: tuple[str, ...], steps: int, threads: int, as_json: bool)
     torch.set_num_threads(threads)
     tokens = experiment.train.batch_tokens
     say(f"{experiment.model.label}, {tokens} tokens a step, {threads} threads, {steps} steps of each layout")
-    rows = layouts(experiment, contexts=(64, 128, 256, 1024), buckets=(1, 2, 4), steps=steps)
+    with bars() as shown:
+        bar = shown.add_task("steps", total=steps, about="")
+        rows = layouts(
+            experiment, (64, 128, 256, 1024), (1, 2, 4), steps, lambda step: shown.update(bar, completed=step)
+        )
     if as_json:
         print_json(rows)
         return

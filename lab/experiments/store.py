@@ -136,13 +136,20 @@ def kept_results(folder: Path | None = None) -> dict[str, Result]:
         for number, line in enumerate(table.read_text().splitlines(), start=1):
             try:
                 result = json.loads(line)
+                columns = result["scores"]
+                rows = zip(*columns.values(), strict=True)
+                result["scores"] = [dict(zip(columns, row, strict=True)) for row in rows]
                 results[result["identity"]] = result
-            except (json.JSONDecodeError, TypeError, KeyError):
+            except (TypeError, KeyError, AttributeError, ValueError):
                 raise BadInput(f"{table}, line {number}: not a run's result") from None
     return results
 
 
 def keep_results(table: Path, results: list[Result]) -> None:
-    """Write results as a committed table: one JSON object a line, ordered by identity."""
-    ordered = sorted(results, key=lambda result: str(result["identity"]))
-    write_text(table, "".join(json.dumps(result) + "\n" for result in ordered))
+    """Write results as a committed table: one JSON object a line, scores by column (a third of the size of rows)."""
+    lines = []
+    for result in results:
+        rows = result["scores"]
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        lines.append(json.dumps({**result, "scores": columns}) + "\n")
+    write_text(table, "".join(lines))
