@@ -29,11 +29,17 @@ def draw(sweep: Sweep, table: pd.DataFrame) -> Figure:
     task = sweep.cells[0].experiment.task
     for axes, (values, part) in zip(grid[0], panels, strict=True):
         panel(axes, part, task.train_operations[1])
-        named = [f"{axis} = {value}" for axis, value in zip(others, values, strict=True)]
+        others_here = [f"{axis} = {value}" for axis, value in zip(others, values, strict=True)]
         ring = rf"$F_{{{task.prime}}}[X]/(X^{{{task.degree}}})$"
-        axes.set_title(", ".join([f"Polynomial arithmetic in {ring}", *named]), loc="left", fontsize="medium", pad=24)
+        axes.set_title(
+            ", ".join([f"Polynomial arithmetic in {ring}", *others_here]), loc="left", fontsize="medium", pad=24
+        )
     grid[0][0].set_ylabel("exact match (%)")
-    grid[0][-1].legend(frameon=False, loc="upper right", fontsize="small", title="tokens predicted at once")
+    named = zip(*grid[0][-1].get_legend_handles_labels(), strict=True)
+    handles, labels = zip(*sorted(named, key=lambda each: not each[1].startswith("n =")), strict=True)
+    grid[0][-1].legend(
+        handles, labels, frameon=False, loc="upper right", fontsize="small", title="tokens predicted at once"
+    )
     return figure
 
 

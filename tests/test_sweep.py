@@ -18,7 +18,7 @@ from lab.experiments import store as stores
 from lab.experiments.store import RunDirectory, keep_results, kept_results
 from lab.experiments.sweep import load_sweep, states
 from lab.home import home
-from lab.report.tables import interval, score_tables, summarise, tidy
+from lab.report.tables import interval, paired_differences, score_tables, summarise, tidy
 from tests.conftest import TINY
 
 SWEEP: dict[str, Any] = {
@@ -207,6 +207,17 @@ def test_intervals_are_students(finished: tuple[str, str]) -> None:
     assert [(row["n"], row["mean"], row["seeds"], row["examples"]) for row in rows] == [(1, 0.5, 2, 5), (2, 0.5, 1, 9)]
 
 
+def test_differences_are_paired_by_seed() -> None:
+    frame = pd.DataFrame(
+        {"n": [1, 1, 1, 2, 2, 2], "seed": [0, 1, 2, 2, 1, 0], "m": [3] * 6, "x": [0.1, 0.5, 0.9, 0.97, 0.6, 0.15]}
+    )
+    (row,) = paired_differences(frame, ["n"], "m", "x").to_dict("records")
+    expected = stats.ttest_rel([0.15, 0.6, 0.97], [0.1, 0.5, 0.9]).confidence_interval(0.95)
+    assert (row["n"], row["m"], row["seeds"]) == (2, 3, 3)
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx((0.22 / 3, expected.low, expected.high))
+    assert paired_differences(frame[frame.n == 1], ["n"], "m", "x").empty
+
+
 def test_a_missing_cell_names_the_command_that_fills_it(finished: tuple[str, str], tmp_path: Path) -> None:
     path, store = finished
     drawn = lab("figures", "polynomials_by_operations", "--sweep", path, "--scale", "long", "--store", store)
@@ -235,5 +246,6 @@ def test_scores_of_seen_and_unseen_questions_stand_apart(finished: tuple[str, st
     sweep = load_sweep(path, "cpu")
     done = [(cell, state.result) for cell, state in zip(sweep.cells, states(sweep, Path(store)), strict=True)]
     frame = tidy([(cell, result) for cell, result in done if result])
-    tables = score_tables(frame[frame.split == "test"], ["objective.n"], sweep.cells[0].experiment.task.build())
+    chosen = frame[(frame.split == "test") & (frame.checkpoint == "final")]
+    tables = score_tables(chosen, ["objective.n"], sweep.cells[0].experiment.task.build())
     assert {table["seen"] for table in tables} == {"all", "seen", "unseen"}

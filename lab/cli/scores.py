@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from rich import box
@@ -12,7 +13,7 @@ from rich.table import Table
 def print_scores(tables: list[dict[str, Any]], caption: str) -> None:
     """Print each table of `lab.report.tables.score_tables`: a row an arm, a column a slice.
 
-    In percent: the mean over seeds ± half of its 95 % interval.
+    In percent: the mean over seeds ± half of its 95 % interval; then each arm less the first, paired by seed.
     """
     out = Console(width=None if sys.stdout.isatty() else 160)
     for table in tables:
@@ -28,10 +29,9 @@ def print_scores(tables: list[dict[str, Any]], caption: str) -> None:
         shown.add_column("seeds", justify="right")
         for value in values:
             shown.add_column(str(value), justify="right")
-        for key in dict.fromkeys(tuple(row[arm] for arm in arms) for row in table["rows"]):
-            cells = {row[across]: row for row in table["rows"] if tuple(row[arm] for arm in arms) == key}
-            seeds = max(row["seeds"] for row in cells.values())
-            shown.add_row(*map(str, key), str(seeds), *(_percent(cells.get(value)) for value in values))
+        first = tuple(table["rows"][0][arm] for arm in arms)
+        _add_arms(shown, table["rows"], arms, across, values, lambda row: _percent(row, ""))
+        _add_arms(shown, table["differences"], arms, across, values, lambda row: _percent(row, "+"), first)
         levels = {row[across]: row for row in table["levels"]}
         label = table["level"].replace("_", " ")
         blanks = [label, *[""] * len(arms)] if arms else [label]
@@ -39,8 +39,23 @@ def print_scores(tables: list[dict[str, Any]], caption: str) -> None:
         out.print(shown)
 
 
-def _percent(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return ""
+def _add_arms(
+    shown: Table,
+    rows: list[dict[str, Any]],
+    arms: list[str],
+    across: str,
+    values: list[Any],
+    write: Callable[[dict[str, Any]], str],
+    less: tuple[Any, ...] | None = None,
+) -> None:
+    """A line for each arm; for each arm less `less`, if that is given."""
+    for key in dict.fromkeys(tuple(row[arm] for arm in arms) for row in rows):
+        cells = {row[across]: row for row in rows if tuple(row[arm] for arm in arms) == key}
+        names = map(str, key) if less is None else (f"{one} − {other}" for one, other in zip(key, less, strict=True))
+        seeds = max(row["seeds"] for row in cells.values())
+        shown.add_row(*names, str(seeds), *(write(cells[value]) if value in cells else "" for value in values))
+
+
+def _percent(row: dict[str, Any], sign: str) -> str:
     half = row["high"] - row["mean"]
-    return f"{100 * row['mean']:.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
+    return f"{100 * row['mean']:{sign}.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")

@@ -63,14 +63,32 @@ def summarise(frame: pd.DataFrame, arms: list[str], across: str, measure: str) -
     return pd.DataFrame(rows)
 
 
+def paired_differences(frame: pd.DataFrame, arms: list[str], across: str, measure: str) -> pd.DataFrame:
+    """Each arm less the first one, seed by seed: arms that share a seed share its data and much of its initial weights.
+
+    Columns as of `summarise`, `examples` left out; no rows when there is one arm, or none of its seeds is the first's.
+    """
+    if not arms:
+        return pd.DataFrame()
+    by_arm = {key: group.set_index([across, "seed"])[measure] for key, group in frame.groupby(arms, sort=False)}
+    first = next(iter(by_arm.values()), None)
+    rows: list[dict[str, Any]] = []
+    for key, scores in list(by_arm.items())[1:]:
+        differences = (scores - first).dropna()
+        for value, group in differences.groupby(level=across):
+            names = dict(zip([*arms, across], (*key, value), strict=True))
+            rows.append({**names, **interval(group.to_numpy(float))._asdict(), "seeds": len(group)})
+    return pd.DataFrame(rows)
+
+
 def score_tables(frame: pd.DataFrame, arms: list[str], task: Task) -> list[dict[str, Any]]:
     """What to print of a sweep: the task's chosen measure by arm along its main slice, and what needs no learning.
 
     One table for all examples, and where some questions were trained on, one for seen and one for unseen questions.
 
     Returns:
-        JSON types: `seen`, `measure`, `across`, `arms` (columns), `rows` (as of `summarise`), and `levels`, rows of
-        the baselines that need no model.
+        JSON types: `seen`, `measure`, `across`, `arms` (columns), `rows` (as of `summarise`), `differences` (as of
+        `paired_differences`), and `levels`, rows of what needs no model.
     """
     others = [name for name in task.slices if name not in (task.across, "seen")]
     whole = frame[(frame[others] == "all").all(axis=1)]
@@ -87,6 +105,7 @@ def score_tables(frame: pd.DataFrame, arms: list[str], task: Task) -> list[dict[
                 "across": task.across,
                 "arms": arms,
                 "rows": summarise(part, arms, task.across, task.choice).to_dict("records"),
+                "differences": paired_differences(part, arms, task.across, task.choice).to_dict("records"),
                 "level": task.level,
                 "levels": levels.to_dict("records"),
             }
