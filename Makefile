@@ -6,7 +6,6 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-CORES := $(shell getconf _NPROCESSORS_ONLN)
 
 .PHONY: install demo test figures lock
 .DEFAULT_GOAL := install

@@ -46,7 +46,7 @@ def draw(sweep: Sweep, table: pd.DataFrame) -> Figure:
 def panel(axes: Axes, scores: pd.DataFrame, last: int) -> None:
     """Scores by number of operations, of which training had at most `last`."""
     whole = scores[scores.seen == "all"]
-    unseen = scores[(scores.seen == "unseen") & (scores["count"] >= FEW)]
+    unseen = scores[(scores.seen == "unseen") & scores["count"].between(FEW, whole["count"].max() - 1)]
     means = summarise(whole, ["n"], "operations", "exact_match")
     numbers = sorted(means["n"].unique())
     for place, n in enumerate(numbers):

@@ -555,7 +555,10 @@ def test_invalid_configs_are_refused(fields: dict[str, Any], message: str) -> No
             {"train_operations": [3, 2]},
             "train_operations: [3, 2] is not allowed: should be the least and the most operations, from 1 to 64",
         ),
-        ({"operators": {"add": 0}}, "operators: at least one of neg, add, mul, compose needs a positive weight"),
+        (
+            {"operators": {"add": 0}},
+            'operators: {"add": 0} is not allowed: at least one of neg, add, mul, compose needs a positive weight',
+        ),
     ],
 )
 def test_refusals_read_well(fields: dict[str, Any], message: str) -> None:

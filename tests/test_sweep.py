@@ -2,6 +2,11 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +104,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     path, store = sweep_file(folder), str(folder / "store")
     ran = lab("sweep", "run", path, "--workers", "2", "--store", store, "--json")
     assert ran.exit_code == 0, ran.output
-    assert json.loads(ran.stdout.splitlines()[-1]) == {"sweep": path, "scale": "cpu", "runs": 4, "done": 4}
+    assert json.loads(ran.stdout.splitlines()[-1]) == {
+        **{"sweep": path, "scale": "cpu", "runs": 4, "done": 4},
+        **{"failed": 0, "stopped": 0, "lost": 0, "busy": 0},
+    }
     return path, store
 
 
@@ -141,6 +149,41 @@ def test_a_failed_run_does_not_stop_the_others_and_is_retried_on_request(tmp_pat
     assert "1 to do" in lab("sweep", "run", path, "--store", store, "--retry").stderr
 
 
+def test_a_worker_that_is_killed_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
+    changes = {"baseline": {**TINY, "train": {**TINY["train"], "steps": 1500}}, "axes": {"seed": [0]}}
+    path, store = sweep_file(tmp_path, **changes), tmp_path / "store"
+    command = [sys.executable, "-m", "lab", "sweep", "run", path, "--store", str(store)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    directory = RunDirectory(store, load_sweep(path, "cpu").cells[0].experiment)
+    deadline = time.monotonic() + 120
+    while directory.last_step() < 30 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [int(each) for each in children if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()]
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "lost" in said
+    assert "was killed" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    (state,) = states(load_sweep(path, "cpu"), store)
+    assert state.name == "started"
+
+
+def test_axes_whose_values_are_lists_or_mappings_stay_apart(tmp_path: Path) -> None:
+    objectives = [{"name": "parallel", "n": 1}, {"name": "parallel", "n": 2}]
+    axes = {"objective": objectives, "task.train_operations": [[1, 1], [1, 2]]}
+    sweep = load_sweep(sweep_file(tmp_path, axes=axes), "cpu")
+    score = {"operations": 1, "operator": "all", "seen": "all", "checkpoint": "final", "split": "test"}
+    rows = [{**score, "count": 5, "exact_match": 0.5, "constant_answer": 0.1}]
+    frame = tidy([(cell, {"scores": rows}) for cell in sweep.cells])
+    (table,) = score_tables(frame, list(axes), sweep.cells[0].experiment.task.build())
+    assert len(table["rows"]) == 4
+    assert [row["seeds"] for row in table["rows"]] == [1] * 4
+    assert len(table["levels"]) == 2, "a level for each task"
+
+
 def test_a_time_limit_stops_at_a_checkpoint(tmp_path: Path) -> None:
     path, store = sweep_file(tmp_path), str(tmp_path / "store")
     ran = lab("sweep", "run", path, "--store", store, "--time-limit", "0s", "--json")
@@ -174,7 +217,16 @@ def test_the_tidy_table_holds_every_score(finished: tuple[str, str], tmp_path: P
     frame = pd.read_csv(table)
     sweep = load_sweep(path, "cpu")
     results = [state.result for state in states(sweep, Path(store))]
-    assert len(frame) == sum(len(result["scores"]) for result in results if result)
+    assert (frame.seen == "all").sum() == sum(
+        row["seen"] == "all" for result in results if result for row in result["scores"]
+    )
+    counts = frame.pivot_table(
+        index=["identity", "checkpoint", "split", "operations", "operator"],
+        columns="seen",
+        values="count",
+        fill_value=0,
+    )
+    assert (counts["all"] == counts["seen"] + counts["unseen"]).all(), "every question is seen or unseen"
     assert set(frame.n) == {1, 2}
     assert set(frame.seed) == {0, 1}
 

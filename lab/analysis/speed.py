@@ -66,14 +66,15 @@ def layouts(
     """Useful tokens a second of training steps, by how examples become rows; layouts take turns by step.
 
     Packed into rows of a context with document masks, or one example a row, padded, in length buckets (one bucket is
-    plain padding), where causal attention needs no mask. `listen` is told each step that is done.
+    plain padding; on the next token alone), where causal attention needs no mask. `listen` is told each step done.
     """
     task = experiment.task.build()
     model = build_model(experiment.model, experiment.objective, len(task.vocabulary), experiment.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     per_step = examples_per_step(task, experiment.train)
+    longest = task.longest("train")
     shapes: dict[str, Callable[[Examples], Iterator[torch.Tensor]]] = {
-        **{f"packed, rows of {context}": partial(_packed, model, context) for context in contexts},
+        **{f"packed, rows of {each}": partial(_packed, model, each) for each in contexts if each >= longest},
         **{f"padded, {number} length buckets": partial(_padded, model, number) for number in buckets},
     }
     seconds: dict[str, list[float]] = {name: [] for name in shapes}
@@ -95,13 +96,12 @@ def layouts(
 
 def _packed(model: LanguageModel, context: int, examples: Examples) -> Iterator[torch.Tensor]:
     batch = packed_batch(examples, context, model.objective.n)
-    for term in model.objective.terms(model.decoder, batch):
-        yield term.loss
+    yield sum((term.weight * term.loss for term in model.objective.terms(model.decoder, batch)), torch.zeros(()))
 
 
 def _padded(model: LanguageModel, buckets: int, examples: Examples) -> Iterator[torch.Tensor]:
     order: NDArray[np.int64] = np.argsort(examples.lengths)
-    for rows in np.array_split(order, buckets):
+    for rows in np.array_split(order, min(buckets, len(order))):
         part = select(examples, rows)
         batch = packed_batch(part, part.tokens.shape[1], 1)
         inputs = batch.tokens[:, :-1]

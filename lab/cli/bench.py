@@ -13,7 +13,7 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--count", type=click.IntRange(min=1), default=500, show_default=True, help="Expressions for sympy.")
+@click.option("--count", type=click.IntRange(1, 2048), default=500, show_default=True, help="Expressions for sympy.")
 @as_json
 def data(count: int, as_json: bool) -> None:
     """The polynomial generator against sympy's evaluation of the same expressions, in F_7[X]/(X^5), on one thread."""

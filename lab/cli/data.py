@@ -31,15 +31,17 @@ def data() -> None:
     help="Which examples.",
 )
 @click.option("--operations", type=int, help="Only examples with this many operations (polynomials).  [default: all]")
-@click.option("--count", type=click.IntRange(min=1), default=10, show_default=True, help="Examples to show.")
-@click.option("--start", type=click.IntRange(min=0), default=0, show_default=True, help="Index of the first example.")
+@click.option("--count", type=click.IntRange(min=1), help="Examples to show.  [default: 10, or as many as there are]")
+@click.option(
+    "--start", type=click.IntRange(0, 2**62), default=0, show_default=True, help="Index of the first example."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print each example as one line of JSON.")
 def show(
     recipe: str,
     overrides: tuple[str, ...],
     split: "Split",
     operations: int | None,
-    count: int,
+    count: int | None,
     start: int,
     as_json: bool,
 ) -> None:
@@ -66,7 +68,7 @@ def show(
 
 
 def _records(
-    task: "Task", split: "Split", seed: int, start: int, count: int, wanted: dict[str, Any]
+    task: "Task", split: "Split", seed: int, start: int, count: int | None, wanted: dict[str, Any]
 ) -> "Iterator[tuple[int, dict[str, Any]]]":
     """Examples whose slices are as wanted, with their indices."""
     import numpy as np
@@ -87,10 +89,11 @@ def _records(
         for row in np.flatnonzero(fits):
             yield int(indices[row]), task.record(examples, int(row))
             shown += 1
-            if shown == count:
+            if shown == (count or 10):
                 return
     for name, value in wanted.items():
         if value not in met[name]:
             there = ", ".join(map(str, sorted(met[name]))) or "none"
             raise BadInput(f"--{name}: {value} does not occur in {split} from index {start} on; there are: {there}")
-    raise BadInput(f"--count: {count} is not allowed: {split} has {shown} such examples from index {start} on")
+    if count is not None:
+        raise BadInput(f"--count: {count} is not allowed: {split} has {shown} such examples from index {start} on")

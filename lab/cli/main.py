@@ -1,10 +1,12 @@
 """The `lab` command."""
 
+import sys
+
 import click
 
 from lab import __version__
 from lab.cli import bench, data, figures, models, sweep, train
-from lab.cli.console import fail
+from lab.cli.console import fail, say
 from lab.errors import BadInput, Failure
 
 
@@ -16,7 +18,7 @@ def cli() -> None:
     Begin with `lab sweep run sweeps/demo.yaml --workers 2`, or look at what a model sees:
     `lab data show datasets/polynomials.yaml`.
 
-    Exit status: 0 done, 1 ran and failed, 2 bad input.
+    Exit status: 0 done, or stopped as asked; 1 ran and failed; 2 bad input; 130 interrupted.
     """
 
 
@@ -28,6 +30,9 @@ def main() -> None:
     """Run the command line; every error is one line, without a traceback."""
     try:
         cli(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        say(error.ctx.get_help() if error.ctx else "")
+        sys.exit(2)
     except click.ClickException as error:
         where = f"{error.ctx.command_path}: " if isinstance(error, click.UsageError) and error.ctx else ""
         fail(where + " ".join(error.format_message().split()), 2)
@@ -35,5 +40,7 @@ def main() -> None:
         fail(str(error), 2)
     except Failure as error:
         fail(str(error), 1)
+    except OSError as error:
+        fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, click.Abort):
         fail("interrupted; the same command goes on from the last checkpoint", 130)

@@ -1,6 +1,7 @@
 """`lab models`: sizes, heads, parameters, FLOPs."""
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -43,14 +44,14 @@ def models(vocabulary: int, context: int, as_json: bool) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
-def _rows(vocabulary: int, context: int) -> Any:
+def _rows(vocabulary: int, context: int) -> Iterator[dict[str, Any]]:
+    from lab.config import configs_in, validated
     from lab.models.sizes import SIZES, Model
     from lab.objectives import ObjectiveConfig
     from lab.objectives.cost import instantiate, non_embedding_parameters, training_flops_per_token
-    from lab.objectives.next_token import NextToken
-    from lab.objectives.parallel import Parallel
 
-    objectives: list[ObjectiveConfig] = [NextToken(), *(Parallel(n=n) for n in (2, 4, 8))]
+    next_token, *others = configs_in(ObjectiveConfig)
+    objectives: list[Any] = [next_token(), *(validated(each, {"n": n}) for each in others for n in (2, 4, 8))]
 
     for size, shape in SIZES.items():
         base = None

@@ -1,21 +1,22 @@
 """Score tables for people."""
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 
 def print_scores(tables: list[dict[str, Any]], caption: str) -> None:
     """Print each table of `lab.report.tables.score_tables`: a row an arm, a column a slice.
 
-    In percent: the mean over seeds ± half of its 95 % interval; then each arm less the first, paired by seed.
+    In percent: the mean over seeds ± half of its 95 % interval; then each arm less the first, paired by seed. Where a
+    value rests on fewer seeds than its line, their number stands in brackets.
     """
-    out = Console(width=None if sys.stdout.isatty() else 160)
+    out = Console()
     for table in tables:
         if table["seen"] == "seen":
             continue  # what was trained on says little; it is in the JSON
@@ -32,10 +33,15 @@ def print_scores(tables: list[dict[str, Any]], caption: str) -> None:
         first = tuple(table["rows"][0][arm] for arm in arms)
         _add_arms(shown, table["rows"], arms, across, values, lambda row: _percent(row, ""))
         _add_arms(shown, table["differences"], arms, across, values, lambda row: _percent(row, "+"), first)
-        levels = {row[across]: row for row in table["levels"]}
-        label = table["level"].replace("_", " ")
-        blanks = [label, *[""] * len(arms)] if arms else [label]
-        shown.add_row(*blanks, *(f"{100 * levels[value]['mean']:.1f}" for value in values), style="dim")
+        own = [arm for arm in arms if arm.startswith("task.")]  # a level belongs to a task, not to an arm
+        for key in dict.fromkeys(tuple(row[arm] for arm in own) for row in table["levels"]):
+            levels = {row[across]: row for row in table["levels"] if tuple(row[arm] for arm in own) == key}
+            label = " ".join([table["level"].replace("_", " "), *map(str, key)])
+            blanks = [label, *[""] * len(arms)] if arms else [label]
+            cells = (f"{100 * levels[value]['mean']:.1f}" if value in levels else "" for value in values)
+            shown.add_row(*blanks, *cells, style="dim")
+        # Rather lines that the terminal wraps than numbers without their digits.
+        out.width = max(out.width, Measurement.get(out, out.options.update(max_width=10_000), shown).maximum)
         out.print(shown)
 
 
@@ -53,7 +59,9 @@ def _add_arms(
         cells = {row[across]: row for row in rows if tuple(row[arm] for arm in arms) == key}
         names = map(str, key) if less is None else (f"{one} − {other}" for one, other in zip(key, less, strict=True))
         seeds = max(row["seeds"] for row in cells.values())
-        shown.add_row(*names, str(seeds), *(write(cells[value]) if value in cells else "" for value in values))
+        written = {value: write(row) for value, row in cells.items()}
+        fewer = {value: f"{written[value]} ({row['seeds']})" for value, row in cells.items() if row["seeds"] < seeds}
+        shown.add_row(*names, str(seeds), *({**written, **fewer}.get(value, "") for value in values))
 
 
 def _percent(row: dict[str, Any], sign: str) -> str:

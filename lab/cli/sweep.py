@@ -78,13 +78,15 @@ def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bo
                 shown.update(total, completed=ends["done"])
                 if outcome.state != "stopped":
                     minutes = (time.monotonic() - started) / 60
-                    shown.console.print(
-                        f"{minutes:5.1f} min  {outcome.state}  {name}  {outcome.reason}", highlight=False
-                    )
+                    line = f"{minutes:5.1f} min  {outcome.state}  {name}  {outcome.reason}"
+                    shown.console.print(line, highlight=False, markup=False, soft_wrap=True)
     if as_json:
-        print_json({"sweep": path, "scale": scale, "runs": len(found), **ends})
+        counts = {state: ends[state] for state in ("done", "failed", "stopped", "lost", "busy")}
+        print_json({"sweep": path, "scale": scale, "runs": len(found), **counts})
     left = len(found) - ends["done"]
-    say(f"{ends['done']} of {len(found)} runs done" + (f"; go on with: {loaded.command}" if left else ""))
+    say(f"{ends['done']} of {len(found)} runs done" + (f"; go on with: {loaded.command(store)}" if left else ""))
+    if ends["lost"]:
+        raise Failure("a worker process was killed, for want of memory perhaps; the same command goes on")
     if ends["failed"]:
         raise Failure(
             f"{ends['failed']} runs failed; see lab sweep status {path} --scale {scale}, run again with --retry"
@@ -149,7 +151,7 @@ def show(path: str, scale: str, split: str, checkpoint: str, table: Path | None,
     found = list(zip(loaded.cells, states(loaded, store), strict=True))
     finished = [(cell, state.result) for cell, state in found if state.result is not None]
     if not finished:
-        raise Failure(f"{path}, scale {scale}: no run is finished yet; begin with: {loaded.command}")
+        raise Failure(f"{path}, scale {scale}: no run is finished yet; begin with: {loaded.command(store)}")
     frame = tidy(finished)
     if table is not None:
         table.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +167,7 @@ def show(path: str, scale: str, split: str, checkpoint: str, table: Path | None,
 
     print_scores(tables, f"{split}, {checkpoint} weights")
     if len(finished) < len(found):
-        say(f"{len(finished)} of {len(found)} runs are finished; go on with: {loaded.command}")
+        say(f"{len(finished)} of {len(found)} runs are finished; go on with: {loaded.command(store)}")
 
 
 @sweep.command()
@@ -182,7 +184,7 @@ def keep(path: str, scale: str, store: Path, as_json: bool) -> None:
     loaded = load_sweep(path, scale)
     results = [state.result for state in states(loaded, store) if state.result is not None]
     if not results:
-        raise Failure(f"{path}, scale {scale}: no run is finished yet; begin with: {loaded.command}")
+        raise Failure(f"{path}, scale {scale}: no run is finished yet; begin with: {loaded.command(store)}")
     target = home() / "results" / f"{loaded.name}.{scale}.jsonl"
     keep_results(target, results)
     if as_json:

@@ -52,7 +52,7 @@ def train(recipe: str, overrides: tuple[str, ...], store: Path, time_limit: floa
             shown.update(bar, completed=progress.step, about=about(progress))
 
         def resumed(step: int) -> None:
-            shown.console.print(f"goes on from the checkpoint of step {step}")
+            shown.console.print(f"goes on from the checkpoint of step {step}", highlight=False)
 
         result = execute(experiment, store, None, listen, lambda: stop() or time.time() > end, resumed)
     if result is None:

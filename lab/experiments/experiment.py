@@ -26,7 +26,7 @@ class Execution(Config):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes a GPU when there is one."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads of a run; all cores, shared between workers, when null. (Sums in another order change last bits.)"""
     data_workers: int = Field(default=0, ge=0, le=64)
     """Processes that prepare batches; 0 prepares them in the run's own."""

@@ -16,10 +16,15 @@ from lab.home import home
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """The machine, in words and numbers."""
-    about: dict[str, Any] = {"host": platform.node(), "cpu": _cpu_name(), "cores": os.cpu_count()}
+    about: dict[str, Any] = {"host": platform.node(), "cpu": _cpu_name(), "cores": cores()}
     about["threads"] = torch.get_num_threads()
     about["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return about
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:
@@ -35,6 +40,8 @@ def commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != home().resolve():
+            return None  # somebody else's repository, around an installed lab
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -7,11 +7,14 @@ import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import save_file
 
 from lab.errors import BadInput, Failure
@@ -63,82 +66,61 @@ def execute(
     result = directory.read_result()
     if result is not None:
         return result
-    task = experiment.task.build()
-    model = build_model(experiment.model, experiment.objective, len(task.vocabulary), experiment.seed)
     device = choose_device(experiment.execution.device)
-    torch.set_num_threads(experiment.execution.threads or threads or os.cpu_count() or 1)
-
-    # Data: validation serves choices while training, test is read once, at the end.
-    validation, test = (task.examples(split, np.arange(task.size(split) or 0), 0) for split in ("validation", "test"))
-    questions = np.concatenate((validation.keys, test.keys))
-    n, workers = experiment.objective.n, experiment.execution.data_workers
-    data = StepsDataModule(task, experiment.train, n, experiment.seed, questions, workers)
-
+    torch.set_num_threads(experiment.execution.threads or threads or provenance.cores())
     with directory.claimed():
         result = directory.read_result()
         if result is not None:  # finished by another process since we looked
             return result
         provenance.reset_peak_memory(device)
 
+        # Data: validation serves choices while training, test is read once, at the end.
+        task = experiment.task.build()
+        validation, test = (
+            task.examples(split, np.arange(task.size(split) or 0), 0) for split in ("validation", "test")
+        )
+        questions = np.concatenate((validation.keys, test.keys))
+        n, workers = experiment.objective.n, experiment.execution.data_workers
+        data = StepsDataModule(task, experiment.train, n, experiment.seed, questions, workers)
+
         # Training, from the last checkpoint if there is one.
-        saved = directory.checkpoint if directory.checkpoint.exists() else None
-        step = 0
-        if saved:
-            try:
-                step = int(torch.load(saved, weights_only=True, map_location="cpu")["global_step"])
-            except Exception as error:  # whatever unpickling damaged bytes may raise
-                raise Failure(f"{saved}: cannot be read ({error}); remove it to begin anew") from error
-            resumed(step)
+        model = build_model(experiment.model, experiment.objective, len(task.vocabulary), experiment.seed)
         module = LearningModule(model, experiment.train, len(questions))
         record = Record(experiment.execution.log_every, listen)
         validate = Validate(task, experiment.evaluation, validation)
         checkpoint = Checkpoint(directory.checkpoint, experiment.execution.checkpoint_every, stop)
-        metrics = JsonLines(directory.metrics)
-        metrics.rewind(step)
-        loggers: list[Logger] = [metrics]
-        if experiment.execution.tensorboard:
-            loggers.append(TensorBoardLogger(directory.path, name="tensorboard", version="", purge_step=step))
-        trainer = L.Trainer(
-            accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=1,
-            precision="bf16-mixed" if experiment.precision == "bf16" else "32-true",
-            max_steps=experiment.train.steps,
-            max_epochs=-1,
-            logger=loggers,
-            callbacks=[record, validate, checkpoint],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=directory.path,
-        )
-        trainer.fit(module, data, ckpt_path=saved, weights_only=True)
+        saved = directory.checkpoint if directory.checkpoint.exists() else None
+        step = saved_step(saved) if saved else 0
+        if saved:
+            resumed(step)
+        trainer = build_trainer(experiment, directory, device, step, [record, validate, checkpoint])
+        try:
+            trainer.fit(module, data, ckpt_path=saved, weights_only=True)
+        except SIGTERMException:  # Lightning's own end of a run that was told to stop
+            return None
+        except SystemExit as error:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from error
         if trainer.global_step < experiment.train.steps:
             return None
 
         # Evaluation, in float32: the master weights' own format, also after bf16 training.
         started = time.perf_counter()
         module.to(device).eval()
-        seen = module.seen.cpu().numpy()
-        first, then = np.split(seen, [len(validation.keys)])
-        parts = {"validation": (validation, first), "test": (test, then)}
-        directory.weights.mkdir(exist_ok=True)
-        best_step, best_state = validate.best["step"], validate.best["weights"]
+        final: dict[str, Any] = {"step": experiment.train.steps, "weights": model.state_dict(), "seen": module.seen}
         scores: list[Row] = []
-        for name, at, state in (("final", experiment.train.steps, model.state_dict()), ("best", best_step, best_state)):
-            tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-            save_file(tensors, directory.weights / f"{name}.safetensors")
-            model.load_state_dict(tensors)
-            for split, (examples, known) in parts.items():
-                if name == "best" and at == experiment.train.steps:
+        for name, at in (("final", final), ("best", validate.best)):
+            save_weights(directory.weights / f"{name}.safetensors", at["weights"])
+            model.load_state_dict(at["weights"])
+            seen = np.split(at["seen"].cpu().numpy(), [len(validation.keys)])
+            for split, examples, known in zip(("validation", "test"), (validation, test), seen, strict=True):
+                if name == "best" and at["step"] == final["step"]:
                     rows = [row for row in scores if row["split"] == split]
                 else:
                     rows = evaluate(model, task, examples, known)
-                scores += [{**row, "checkpoint": name, "step": at, "split": split} for row in rows]
+                scores += [{**row, "checkpoint": name, "step": at["step"], "split": split} for row in rows]
 
         # Result.
         tokens = int(module.tokens)
-        flops = training_flops_per_token(model, experiment.train.context)
         result = {
             "identity": experiment.identity,
             "experiment": experiment.model_dump(mode="json"),
@@ -146,7 +128,7 @@ def execute(
             "tokens": tokens,
             "parameters": sum(each.numel() for each in model.parameters()),
             "non_embedding_parameters": non_embedding_parameters(model),
-            "flops": tokens * flops,
+            "flops": tokens * training_flops_per_token(model, experiment.train.context),
             "seconds": record.seconds,
             "evaluation_seconds": time.perf_counter() - started,
             "tokens_per_second": tokens / record.seconds,
@@ -160,6 +142,52 @@ def execute(
         write_json(directory.result, result)
         directory.checkpoint.unlink(missing_ok=True)  # only resuming needs it
         return result
+
+
+def build_trainer(
+    experiment: Experiment, directory: RunDirectory, device: torch.device, step: int, callbacks: list[L.Callback]
+) -> L.Trainer:
+    """A trainer that logs into the run's directory, what was logged after `step` dropped."""
+    metrics = JsonLines(directory.metrics)
+    metrics.rewind(step)
+    loggers: list[Logger] = [metrics]
+    if experiment.execution.tensorboard:
+        loggers.append(TensorBoardLogger(directory.path, name="tensorboard", version="", purge_step=step))
+    return L.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1,
+        plugins=[LightningEnvironment()],  # one process, whatever a cluster's variables say
+        precision="bf16-mixed" if experiment.precision == "bf16" else "32-true",
+        max_steps=experiment.train.steps,
+        max_epochs=-1,
+        logger=loggers,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=directory.path,
+    )
+
+
+def saved_step(checkpoint: Path) -> int:
+    """The step of a checkpoint.
+
+    Raises:
+        Failure: it is damaged.
+    """
+    try:
+        return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
+    except Exception as error:  # whatever unpickling damaged bytes may raise
+        raise Failure(f"{checkpoint}: cannot be read ({error}); remove it to begin anew") from error
+
+
+def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write weights whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    fresh = path.with_suffix(".new")
+    save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, fresh)
+    os.replace(fresh, path)
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -79,11 +79,11 @@ class RunDirectory:
         """
         try:
             result = json.loads(self.result.read_text())
-            if result["identity"] == self.experiment.identity:
+            if result["identity"] == self.experiment.identity and isinstance(result["scores"], list):
                 return result  # type: ignore[no-any-return]
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (json.JSONDecodeError, TypeError, KeyError, UnicodeDecodeError):
+        except (OSError, ValueError, TypeError, KeyError):
             pass
         raise Failure(f"{self.result}: is not the result of run {self.experiment.identity}; move it away to run anew")
 
@@ -93,7 +93,7 @@ class RunDirectory:
             return str(json.loads(self.failure.read_text())["reason"])
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (json.JSONDecodeError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError):
             return "it left a failure.json that cannot be read"
 
     def last_step(self) -> int:
@@ -101,7 +101,7 @@ class RunDirectory:
         try:
             lines = self.metrics.read_text().splitlines()
             return int(json.loads(lines[-1])["step"])
-        except (OSError, IndexError, ValueError, KeyError):
+        except (OSError, IndexError, ValueError, TypeError, KeyError):
             return 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.config import Config, did_you_mean, validated
-from lab.errors import BadInput
+from lab.errors import BadInput, Failure
 from lab.experiments.experiment import Experiment, experiment_from, merge, override, read_yaml
 from lab.experiments.store import Result, RunDirectory, kept_results
 
@@ -39,6 +39,10 @@ class SweepFile(Config):
     """The sizes at which the sweep can be run."""
 
 
+STORE = Path("runs")
+"""Where runs go by default."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One experiment of a sweep."""
@@ -59,10 +63,9 @@ class Sweep:
     axes: tuple[str, ...]
     cells: tuple[Cell, ...]
 
-    @property
-    def command(self) -> str:
+    def command(self, store: Path) -> str:
         """The command that fills missing cells."""
-        return f"lab sweep run {self.path} --scale {self.scale}"
+        return f"lab sweep run {self.path} --scale {self.scale}" + (f" --store {store}" if store != STORE else "")
 
 
 @dataclass(frozen=True)
@@ -107,17 +110,16 @@ def load_sweep(path: str, scale: str) -> Sweep:
 
 
 def states(sweep: Sweep, store: Path) -> list[State]:
-    """The state of each cell: by its run directory under `store`, or by a result kept in results/.
-
-    Raises:
-        Failure: a run's result cannot be read.
-    """
+    """The state of each cell: by its run directory under `store`, or by a result kept in results/."""
     kept = kept_results()
     return [_state(RunDirectory(store, cell.experiment), kept) for cell in sweep.cells]
 
 
 def _state(directory: RunDirectory, kept: dict[str, Result]) -> State:
-    result = directory.read_result() or kept.get(directory.experiment.identity)
+    try:
+        result = directory.read_result() or kept.get(directory.experiment.identity)
+    except Failure as error:
+        return State("failed", reason=str(error))
     if result:
         return State("done", result=result)
     reason = directory.read_failure()

@@ -1,5 +1,6 @@
 """Runs in several local processes at once."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -14,12 +15,16 @@ from typing import Any, NamedTuple
 
 from lab.errors import BadInput, Failure
 from lab.experiments.experiment import Experiment
+from lab.experiments.provenance import cores
 from lab.experiments.store import Busy
 from lab.learning.progress import Progress
 
 
 class Outcome(NamedTuple):
-    """How a run ended: `done`, `stopped` (the same command goes on with it), `failed`, or `busy` (someone else's)."""
+    """How a run ended: `done`, `stopped`, `failed`, `busy` (someone else's), or `lost` with the pool's processes.
+
+    The same command goes on with what was stopped or lost.
+    """
 
     experiment: Experiment
     state: str
@@ -47,25 +52,26 @@ def carry_out(
     """
     spawn = multiprocessing.get_context("spawn")
     news, stop = spawn.Queue(), spawn.Event()
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, cores() // workers)
     pool = ProcessPoolExecutor(workers, spawn, _initialise, (_Shared(news, stop, deadline, threads, store),))
     try:
         futures = {pool.submit(_carry_out_one, experiment.model_dump_json()): experiment for experiment in experiments}
         while futures:
-            try:
+            with contextlib.suppress(Empty):
                 listen(*news.get(timeout=0.2))
-                continue
-            except Empty:
-                ended = [future for future in futures if future.done()]
-            for future in ended:
+            for future in [future for future in futures if future.done()]:
                 experiment = futures.pop(future)
                 try:
                     yield Outcome(experiment, *future.result())
                 except BrokenProcessPool:
-                    yield Outcome(experiment, "stopped", "a worker process was killed")
+                    yield Outcome(experiment, "lost", "a worker process was killed")
     finally:
+        # An impatient second Ctrl-C must not leave half of this undone: the runs are at their checkpoints in a moment.
+        heard = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
         stop.set()
         pool.shutdown(cancel_futures=True)
+        for number, handler in heard.items():
+            signal.signal(number, handler)
 
 
 class _Shared(NamedTuple):
@@ -118,3 +124,5 @@ def _carry_out_one(text: str) -> tuple[str, str]:
         return "busy", str(error)
     except (BadInput, Failure) as error:
         return "failed", str(error)
+    except Exception as error:  # one run's, whatever it is; the others go on
+        return "failed", " ".join(f"{type(error).__name__}: {error}".split())

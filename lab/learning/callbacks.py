@@ -12,12 +12,11 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
 
 from lab.errors import Failure
 from lab.learning.data import select
 from lab.learning.evaluation import evaluate, head_losses
-from lab.learning.module import LearningModule
+from lab.learning.module import LearningModule, rate
 from lab.learning.progress import Progress
 from lab.learning.settings import Evaluation
 from lab.tasks.base import Examples, Task
@@ -40,22 +39,20 @@ class JsonLines(Logger):
         kept = []
         for line in self.path.read_text().splitlines():
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, TypeError, KeyError):
                 break
-            if row["step"] <= step:
-                kept.append(line + "\n")
         fresh = self.path.with_suffix(".new")
         fresh.write_text("".join(kept))
         os.replace(fresh, self.path)
 
-    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append a row."""
+        """Append a row; numbers that are not finite are null."""
+        row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.write(json.dumps({"step": step, **row}) + "\n")
 
-    @rank_zero_only
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """Nothing: the run's config.yaml has them."""
 
@@ -94,7 +91,7 @@ class Record(L.Callback):
             raise Failure(f"the loss is {means['loss']} at step {step}: training diverged")
         speed = (tokens - self.tokens) / (now - self.before)
         self.before, self.tokens = now, tokens
-        row = {"tokens": tokens, **means, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        row = {"tokens": tokens, **means, "lr": module.train_settings.lr * rate(step - 1, module.train_settings)}
         for logger in trainer.loggers:
             logger.log_metrics({**row, "tokens_per_second": speed, "seconds": self.seconds}, step)
         left = (now - self.started) / (step - self.first) * (steps - step)
@@ -111,7 +108,7 @@ class Validate(L.Callback):
         number = min(evaluation.examples, len(validation.lengths))
         self.rows = np.arange(number) * len(validation.lengths) // number
         self.examples = select(validation, self.rows)
-        self.best: dict[str, Any] = {"step": 0, "score": -math.inf, "weights": {}}
+        self.best: dict[str, Any] = {"step": 0, "score": -math.inf, "weights": {}, "seen": None}
 
     def state_dict(self) -> dict[str, Any]:
         return self.best
@@ -134,7 +131,8 @@ class Validate(L.Callback):
             logger.log_metrics({"tokens": int(module.tokens), **row}, step)
         if summary[self.task.choice] >= self.best["score"]:  # of equals the later, which has trained longer
             weights = copy.deepcopy(module.model.state_dict())
-            self.best = {"step": step, "score": summary[self.task.choice], "weights": weights}
+            score = summary[self.task.choice]
+            self.best = {"step": step, "score": score, "weights": weights, "seen": module.seen.clone()}
 
 
 class Checkpoint(L.Callback):

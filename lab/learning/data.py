@@ -5,6 +5,7 @@ workers share the steps between them. Examples are packed into short rows with d
 and against length buckets, `lab bench batches`, it trains the most useful tokens a second.
 """
 
+import signal
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -110,6 +111,12 @@ class Steps(IterableDataset[Step]):
         return self.order[np.concatenate(ranges)] if ranges else np.empty(0, np.int64)
 
 
+def _leave_signals_to_the_run(_: int) -> None:
+    """A data worker is forked with the run's handlers; it is the run that ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def select(examples: Examples, rows: slice | NDArray[np.int64]) -> Examples:
     """Some of the examples, no wider than the longest of them."""
     lengths = examples.lengths[rows]
@@ -149,4 +156,5 @@ class StepsDataModule(L.LightningDataModule):
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if self.workers else None,
+            worker_init_fn=_leave_signals_to_the_run,
         )

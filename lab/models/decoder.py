@@ -135,13 +135,13 @@ def initialise(module: nn.Module, seed: int, layers: int) -> None:
 
     Parameters that two arms share by name and shape then start equal, however many heads either has: seeds are paired.
     Matrices are normal with deviation 1/sqrt(inputs), embeddings with 1/sqrt(width), and what writes to the residual
-    stream is divided by sqrt(2 N) for N layers. Norms are 1. The paper states no initialisation; this is lingua's, from
-    the paper's lab. Embeddings of deviation 0.02 drown in the first layers' outputs: with them a model of width 64 was
-    still at 41 % for m = 1 in F_3[X]/(X^2) when with these it was at 100 % (1.5M tokens, one seed).
+    stream is divided by sqrt(2 N) for N layers. Norms are 1, biases 0. The paper states no initialisation; this is
+    lingua's, from the paper's lab. Embeddings of deviation 0.02 drown in the first layers' outputs: with them a model
+    of width 64 was still at 41 % for m = 1 in F_3[X]/(X^2) when with these it was at 100 % (1.5M tokens, one seed).
     """
     for name, parameter in module.named_parameters():
         if parameter.dim() < 2:
-            parameter.fill_(1.0)
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
             continue
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -45,7 +45,11 @@ def draw(name: str, sweep: str | None, scale: str, store: Path, output: Path) ->
     loaded = load_sweep(sweep or script.SWEEP, scale)
     table = tidy(complete(loaded, store))
     use_style()
-    return save(script.draw(loaded, table), output, name if sweep is None else f"{name}.{loaded.name}")
+    try:
+        figure = script.draw(loaded, table)
+    except Exception as error:
+        raise Failure(f"{script.__file__}: {type(error).__name__}: {error}") from error
+    return save(figure, output, name if sweep is None else f"{name}.{loaded.name}")
 
 
 def complete(sweep: Sweep, store: Path) -> list[tuple[Cell, Result]]:
@@ -60,7 +64,7 @@ def complete(sweep: Sweep, store: Path) -> list[tuple[Cell, Result]]:
         first = ", ".join(f"{axis}={value}" for axis, value in missing[0].axes.items())
         raise Failure(
             f"{sweep.path}, scale {sweep.scale}: {len(missing)} of {len(found)} results are missing (first: {first}); "
-            f"fill them with: {sweep.command}"
+            f"fill them with: {sweep.command(store)}"
         )
     return [(cell, state.result) for cell, state in zip(sweep.cells, found, strict=True) if state.result is not None]
 
@@ -70,5 +74,9 @@ def _load(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+        _ = module.SWEEP, module.draw
+    except Exception as error:
+        raise Failure(f"{path}: not a figure script: {type(error).__name__}: {error}") from error
     return module

@@ -12,7 +12,7 @@ _COLOURS = dict(zip((1, 2, 4, 8, 3, 6, 5, 7), sns.color_palette("colorblind"), s
 
 def colour_of(n: int) -> tuple[float, float, float]:
     """The colour that stands for n in every figure."""
-    red, green, blue = _COLOURS[n if n in _COLOURS else 1 + n % 8]
+    red, green, blue = _COLOURS[n] if n in _COLOURS else sns.color_palette("husl", 64)[n % 64]
     return red, green, blue
 
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from lab.experiments.store import Result
 from lab.experiments.sweep import Cell
-from lab.tasks.base import Task
+from lab.tasks.base import Row, Task
 
 
 class Interval(NamedTuple):
@@ -33,20 +33,27 @@ def interval(values: Iterable[float]) -> Interval:
 def tidy(finished: Iterable[tuple[Cell, Result]]) -> pd.DataFrame:
     """One row for each row of each result's score table.
 
-    Columns: the sweep's axes by their dotted names, `objective`, `n`, `seed`, `identity`, then the score table's own
-    (`checkpoint`, `step`, `split`, slices, `count`, measures).
+    Columns: `n`, `seed`, `identity`, the sweep's axes by their dotted names (values that are lists or mappings as
+    text), then the score table's own (`checkpoint`, `step`, `split`, slices, `count`, measures). A slice of which no
+    question was seen in training stands in the result as `seen` = "all" alone; here it also counts as "unseen".
     """
-    rows = []
+    rows: list[Row] = []
     for cell, result in finished:
         experiment = cell.experiment
-        about = {
-            **cell.axes,
-            "objective": experiment.objective.name,
-            "n": experiment.objective.n,
-            "seed": experiment.seed,
-            "identity": experiment.identity,
+        about = {"n": experiment.objective.n, "seed": experiment.seed, "identity": experiment.identity}
+        about |= {
+            axis: value if isinstance(value, int | float | str) else str(value) for axis, value in cell.axes.items()
         }
-        rows += [{**about, **score} for score in result["scores"]]
+        slices = [name for name in experiment.task.build().slices if name != "seen"]
+
+        def place(score: Row, names: list[str] = slices) -> tuple[Any, ...]:
+            return tuple(score[name] for name in (*names, "checkpoint", "split"))
+
+        seen = {place(score) for score in result["scores"] if score.get("seen") == "seen"}
+        for score in result["scores"]:
+            rows.append({**about, "seen": "all", **score})
+            if score.get("seen") == "all" and place(score) not in seen:
+                rows.append({**about, **score, "seen": "unseen"})
     return pd.DataFrame(rows)
 
 
@@ -92,12 +99,13 @@ def score_tables(frame: pd.DataFrame, arms: list[str], task: Task) -> list[dict[
     """
     others = [name for name in task.slices if name not in (task.across, "seen")]
     whole = frame[(frame[others] == "all").all(axis=1)]
+    apart = (whole.seen == "seen").any()
     tables = []
     for seen in ("all", "unseen", "seen"):
         part = whole[whole.seen == seen]
-        if part.empty:
+        if part.empty or (seen == "unseen" and not apart):
             continue
-        levels = summarise(part, [], task.across, task.level)
+        levels = summarise(part, [arm for arm in arms if arm.startswith("task.")], task.across, task.level)
         tables.append(
             {
                 "seen": seen,
