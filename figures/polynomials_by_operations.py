@@ -50,7 +50,7 @@ def panel(axes: Axes, scores: pd.DataFrame, last: int) -> None:
     means = summarise(whole, ["n"], "operations", "exact_match")
     numbers = sorted(means["n"].unique())
     for place, n in enumerate(numbers):
-        shift = (place - (len(numbers) - 1) / 2) * 0.6 / len(numbers)
+        shift = (place - (len(numbers) - 1) / 2) * 0.36 / len(numbers)  # so that bars stand side by side
         seeds, fresh, mean = whole[whole.n == n], unseen[unseen.n == n], means[means.n == n]
         colour = colour_of(n)
         axes.scatter(seeds.operations + shift, 100 * seeds.exact_match, s=14, color=colour, alpha=0.5, linewidths=0)

@@ -13,7 +13,10 @@ from lab.objectives import LanguageModel
 
 
 def rate(step: int, train: Train) -> float:
-    """The learning rate at a step (from 0), as a share of the peak: linear warmup, then cosine to `decay_ratio`."""
+    """The learning rate at a step (from 0), as a share of the peak.
+
+    Linear warmup, then a cosine from the peak, at the first step after it, to `decay_ratio`, at the last.
+    """
     if step < train.warmup:
         return (step + 1) / train.warmup
     progress = (step - train.warmup) / max(1, train.steps - 1 - train.warmup)

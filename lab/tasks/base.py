@@ -70,7 +70,10 @@ class Task(Protocol):
         """Example `row` in a form for machines: plain JSON types, `text` and `tokens` among them."""
 
     def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[Row]:
-        """The score table of greedy predictions.
+        """The score table of greedy predictions, in JSON types.
+
+        Each row has the task's `slices`, `count`, and measures, `choice` and `level` among them. A slice `seen` ("all",
+        "seen" or "unseen") is optional; of a part without seen questions the row "all" is enough.
 
         Args:
             examples: N examples.
