@@ -20,7 +20,6 @@ install: .venv/installed
 
 demo: install
 	$(BIN)/lab sweep run sweeps/demo.yaml --workers 2
-	$(BIN)/lab sweep show sweeps/demo.yaml
 	$(BIN)/lab figures polynomials_by_operations --sweep sweeps/demo.yaml
 
 test: install

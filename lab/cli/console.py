@@ -90,8 +90,8 @@ def stopping() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: heard
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # once heard, a late second one must not disturb the end
+            signal.signal(number, signal.SIG_IGN if heard else handler)
 
 
 @contextmanager

@@ -40,7 +40,8 @@ def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bo
     """Carry out every run of SWEEP that is not done.
 
     A finished run is not redone, whether its result lies in the store or among the committed results/; an interrupted
-    one goes on from its last checkpoint; a failed one is recorded and does not stop the others.
+    one goes on from its last checkpoint; a failed one is recorded and does not stop the others. When all are done,
+    their scores are shown, as `lab sweep show` does.
     """
     from lab.experiments.sweep import load_sweep, states
     from lab.experiments.workers import carry_out
@@ -85,6 +86,8 @@ def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bo
         print_json({"sweep": path, "scale": scale, "runs": len(found), **counts})
     left = len(found) - ends["done"]
     say(f"{ends['done']} of {len(found)} runs done" + (f"; go on with: {loaded.command(store)}" if left else ""))
+    if not left and not as_json:
+        click.get_current_context().invoke(show, path=path, scale=scale, store=store)
     if ends["lost"]:
         raise Failure("a worker process was killed, for want of memory perhaps; the same command goes on")
     if ends["failed"]:

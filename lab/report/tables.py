@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit  # Student's t quantile; scipy.stats takes a second to import
 
 from lab.experiments.store import Result
 from lab.experiments.sweep import Cell
@@ -26,7 +26,7 @@ def interval(values: Iterable[float]) -> Interval:
     mean = float(sample.mean())
     if len(sample) < 2:
         return Interval(mean, float("nan"), float("nan"))
-    half = float(stats.t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / np.sqrt(len(sample)))
+    half = float(stdtrit(len(sample) - 1, 0.975) * sample.std(ddof=1) / np.sqrt(len(sample)))
     return Interval(mean, mean - half, mean + half)
 
 
