@@ -26,9 +26,9 @@ from lab.learning.data import StepsDataModule
 from lab.learning.evaluation import evaluate
 from lab.learning.module import LearningModule
 from lab.learning.progress import Progress
-from lab.objectives import build_model
+from lab.objectives import LanguageModel, build_model
 from lab.objectives.cost import non_embedding_parameters, training_flops_per_token
-from lab.tasks.base import Row
+from lab.tasks.base import Examples, Row, Task
 
 # Lightning announces devices and tips, and warns of what we mean: few data workers, a stream without an end that
 # is resumed where it was (see lab.learning.data).
@@ -106,18 +106,9 @@ def execute(
         # Evaluation, in float32: the master weights' own format, also after bf16 training.
         started = time.perf_counter()
         module.to(device).eval()
-        final: dict[str, Any] = {"step": experiment.train.steps, "weights": model.state_dict(), "seen": module.seen}
-        scores: list[Row] = []
-        for name, at in (("final", final), ("best", validate.best)):
-            save_weights(directory.weights / f"{name}.safetensors", at["weights"])
-            model.load_state_dict(at["weights"])
-            seen = np.split(at["seen"].cpu().numpy(), [len(validation.keys)])
-            for split, examples, known in zip(("validation", "test"), (validation, test), seen, strict=True):
-                if name == "best" and at["step"] == final["step"]:
-                    rows = [row for row in scores if row["split"] == split]
-                else:
-                    rows = evaluate(model, task, examples, known)
-                scores += [{**row, "checkpoint": name, "step": at["step"], "split": split} for row in rows]
+        final = {"step": experiment.train.steps, "weights": model.state_dict(), "seen": module.seen}
+        sets = {"validation": validation, "test": test}
+        scores = score(model, task, sets, {"final": final, "best": validate.best}, directory)
 
         # Result.
         tokens = int(module.tokens)
@@ -168,6 +159,35 @@ def build_trainer(
         use_distributed_sampler=False,
         default_root_dir=directory.path,
     )
+
+
+def score(
+    model: LanguageModel,
+    task: Task,
+    sets: dict[str, Examples],
+    checkpoints: dict[str, dict[str, Any]],
+    directory: RunDirectory,
+) -> list[Row]:
+    """The score table of each set at each checkpoint (its `step`, `weights` and questions `seen`); saves the weights.
+
+    Checkpoints of the same step are evaluated once.
+    """
+    rows: list[Row] = []
+    tables: dict[int, list[Row]] = {}
+    for name, checkpoint in checkpoints.items():
+        step = checkpoint["step"]
+        save_weights(directory.weights / f"{name}.safetensors", checkpoint["weights"])
+        if step not in tables:
+            model.load_state_dict(checkpoint["weights"])
+            ends = np.cumsum([len(examples.keys) for examples in sets.values()])[:-1]
+            seen = np.split(checkpoint["seen"].cpu().numpy(), ends)
+            tables[step] = [
+                {**row, "split": split}
+                for (split, examples), known in zip(sets.items(), seen, strict=True)
+                for row in evaluate(model, task, examples, known)
+            ]
+        rows += [{**row, "checkpoint": name, "step": step} for row in tables[step]]
+    return rows
 
 
 def saved_step(checkpoint: Path) -> int:
