@@ -34,8 +34,8 @@ def main() -> None:
         say(error.ctx.get_help() if error.ctx else "")
         sys.exit(2)
     except click.ClickException as error:
-        where = f"{error.ctx.command_path}: " if isinstance(error, click.UsageError) and error.ctx else ""
-        fail(where + " ".join(error.format_message().split()), 2)
+        below = error.ctx.command_path.partition(" ")[2] if isinstance(error, click.UsageError) and error.ctx else ""
+        fail(f"{below}: ".removeprefix(": ") + " ".join(error.format_message().split()), 2)
     except BadInput as error:
         fail(str(error), 2)
     except Failure as error:
