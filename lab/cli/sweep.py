@@ -71,7 +71,7 @@ def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bo
 
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: runs stop at a checkpoint
             started = time.monotonic()
-            for outcome in carry_out(todo, store, min(workers, len(todo)), end, listen):
+            for outcome in carry_out(todo, store, workers, end, listen):
                 ends[outcome.state] += 1
                 name = names[outcome.experiment.identity]
                 if outcome.experiment.identity in lines:

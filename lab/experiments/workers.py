@@ -52,6 +52,7 @@ def carry_out(
     """
     spawn = multiprocessing.get_context("spawn")
     news, stop = spawn.Queue(), spawn.Event()
+    # By workers, not by runs left: the last run of a sweep, gone on with alone, must keep its threads to keep its bits.
     threads = max(1, cores() // workers)
     pool = ProcessPoolExecutor(workers, spawn, _initialise, (_Shared(news, stop, deadline, threads, store),))
     try:
