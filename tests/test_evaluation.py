@@ -30,7 +30,7 @@ CONFIG: dict[str, Any] = {
 }
 TASK = Polynomials(**CONFIG).build()
 TEST = TASK.examples("test", np.arange(360), seed=0)
-UNSEEN = np.zeros(360, np.bool_)
+UNSEEN = np.zeros((360, 1), np.bool_)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def model() -> LanguageModel:
     torch.set_num_threads(1)
     model = build_model(Model(layers=3, width=32, heads=2), Parallel(n=2), len(TASK.vocabulary), seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    steps = Steps(TASK, Train(batch_tokens=1024, context=32), 2, seed=0, first=0, questions=TEST.keys)
+    steps = Steps(TASK, Train(batch_tokens=1024, context=32), 2, seed=0, first=0, questions=TEST.keys[:, 0])
     for step in islice(steps, 250):
         loss = torch.stack([term.loss for term in model.objective.terms(model.decoder, step.batch)]).sum()
         optimizer.zero_grad()

@@ -22,7 +22,9 @@ def random_examples(lengths: NDArray[np.int64], seed: int) -> Examples:
     tokens = (random.integers(0, 50, inside.shape) * inside).astype(np.uint16)
     trained, scored = (inside & (random.random(inside.shape) < 0.7) for _ in range(2))
     names = {"number": np.arange(len(lengths))}
-    return Examples(tokens, lengths, trained, scored, names, random.integers(0, 99, len(lengths)).astype(np.uint64))
+    keys = random.integers(0, 99, (len(lengths), 2)).astype(np.uint64)
+    marks = {"kind": (random.integers(1, 9, inside.shape) * inside).astype(np.uint8)}
+    return Examples(tokens, lengths, trained, scored, names, keys, marks)
 
 
 def fewest_rows(lengths: list[int], room: tuple[int, ...] = ()) -> int:
@@ -124,4 +126,6 @@ def test_select_keeps_examples_whole(lengths: NDArray[np.int64], data: st.DataOb
             one, other = getattr(part, field)[k], getattr(examples, field)[i]
             assert one[: lengths[i]].tolist() == other[: lengths[i]].tolist()
             assert not one[lengths[i] :].any()
-        assert (part.lengths[k], part.keys[k], part.slices["number"][k]) == (lengths[i], examples.keys[i], i)
+        assert part.marks["kind"][k].tolist() == examples.marks["kind"][i, : part.tokens.shape[1]].tolist()
+        assert (part.lengths[k], part.slices["number"][k]) == (lengths[i], i)
+        assert part.keys[k].tolist() == examples.keys[i].tolist()

@@ -66,7 +66,7 @@ def same(left: Examples, right: Examples) -> None:
 def rows_of(examples: Examples, rows: NDArray[np.int64]) -> Examples:
     slices = {name: values[rows] for name, values in examples.slices.items()}
     names = ("tokens", "lengths", "trained", "scored", "keys")
-    return Examples(**{name: getattr(examples, name)[rows] for name in names}, slices=slices)
+    return Examples(**{name: getattr(examples, name)[rows] for name in names}, slices=slices, marks={})
 
 
 def count_operations(expression: Expression) -> int:
@@ -93,8 +93,8 @@ def sympy_value(expression: Expression, prime: int, degree: int) -> sympy.Poly:
 def test_it_is_a_task() -> None:
     task: Task = DEFAULT.build()
     examples = task.examples("test", np.arange(20), 0)
-    rows = task.score(examples, examples.tokens, np.arange(20) % 2 == 0)
-    assert all({task.choice, task.level, task.across, *task.slices, "count"} <= row.keys() for row in rows)
+    rows = task.score(examples, examples.tokens, np.arange(20)[:, None] % 2 == 0)
+    assert all({task.choice, *task.levels, task.across, *task.slices, "count"} <= row.keys() for row in rows)
     assert task.choice in task.summary(rows)
     assert task.vocabulary == (*"0123456", "-", "+", "*", "o", "=", ".", "_", "(", ")")
 
@@ -345,8 +345,8 @@ def test_keys_are_of_the_question_not_its_spelling() -> None:
     task = Polynomials(prime=2, degree=2, train_operations=(1, 4)).build()
     examples = task.examples("train", np.arange(4000), 0)
     texts = [task.record(examples, row)["text"] for row in range(4000)]
-    pairs = set(zip(texts, examples.keys.tolist(), strict=True))
-    assert len(set(texts)) == len(set(examples.keys.tolist())) == len(pairs) < 3500
+    pairs = set(zip(texts, examples.keys[:, 0].tolist(), strict=True))
+    assert len(set(texts)) == len(set(examples.keys[:, 0].tolist())) == len(pairs) < 3500
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -373,7 +373,7 @@ def test_training_is_unlimited() -> None:
 
 
 def all_keys(task: PolynomialTask, split: Split, count: int | None = None, seed: int = 0) -> NDArray[np.uint64]:
-    return task.examples(split, np.arange(count or task.size(split) or 0), seed).keys
+    return task.examples(split, np.arange(count or task.size(split) or 0), seed).keys[:, 0]
 
 
 @pytest.mark.parametrize("config", [
@@ -407,8 +407,8 @@ def test_large_spaces_are_told_by_leaves() -> None:
     for split in ("test", "validation"):
         examples = task.examples(split, np.arange(task.size(split) or 0), 0)
         leaves = (examples.lengths - 4 - examples.slices["operations"]) // 2
-        held_out |= set(examples.keys[leaves >= 5].tolist())
-        free |= set(examples.keys[leaves < 5].tolist())
+        held_out |= set(examples.keys[leaves >= 5, 0].tolist())
+        free |= set(examples.keys[leaves < 5, 0].tolist())
     train = set(all_keys(task, "train", 50_000).tolist())
     assert held_out
     assert not train & held_out
@@ -451,7 +451,7 @@ def slow_score(
         truth = examples.tokens[row, length - d - 1 : length].tolist()
         right = [a == b for a, b in zip(truth, predicted[row, length - d - 1 : length].tolist(), strict=True)]
         for operator in ("all", str(examples.slices["operator"][row])):
-            for familiarity in ("all", "seen" if seen[row] else "unseen"):
+            for familiarity in ("all", "seen" if seen[row, 0] else "unseen"):
                 key = (int(examples.slices["operations"][row]), operator, familiarity)
                 groups.setdefault(key, []).append((right, tuple(truth[:d])))
     rows = []
@@ -480,7 +480,7 @@ def test_scores_against_a_slow_scorer(config: Polynomials, seed: int, share: flo
     wrong = generator.random(examples.tokens.shape) < 0.15
     predicted = np.where(wrong, 0, examples.tokens).astype(np.uint16)
     predicted[~examples.scored] = 1  # must not matter
-    seen = generator.random(len(examples.lengths)) < share
+    seen = generator.random((len(examples.lengths), 1)) < share
 
     def ordered(rows: list[Row]) -> list[Row]:
         return sorted(rows, key=lambda row: (row["operations"], row["operator"], row["seen"]))
@@ -502,7 +502,7 @@ def test_scores_against_a_slow_scorer(config: Polynomials, seed: int, share: flo
 def test_right_and_wrong_ends() -> None:
     task = DEFAULT.build()
     examples = task.examples("test", np.arange(0, 20_000, 500), 0)
-    nothing = np.zeros(len(examples.lengths), np.bool_)
+    nothing = np.zeros(examples.keys.shape, np.bool_)
     perfect = task.summary(task.score(examples, examples.tokens, nothing))
     assert set(perfect.values()) == {1.0}
     predicted = examples.tokens.copy()
@@ -517,7 +517,7 @@ def test_constant_answers_at_known_rings() -> None:
     for config, low, high in ((DEFAULT, 0.0, 0.006), (Polynomials(prime=3, degree=2), 0.14, 0.28)):
         task = config.build()
         examples = task.examples("test", np.arange(task.size("test") or 0), 0)
-        rows = task.score(examples, examples.tokens, np.zeros(len(examples.lengths), np.bool_))
+        rows = task.score(examples, examples.tokens, np.zeros(examples.keys.shape, np.bool_))
         shares = [row["constant_answer"] for row in rows if row["operator"] == "all"]
         assert len(shares) == 10
         assert low <= min(shares) <= max(shares) <= high

@@ -29,11 +29,13 @@ def without_times(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_end(one: RunDirectory, other: RunDirectory) -> None:
-    """Both runs ended bit for bit alike, time, memory and host fields aside."""
+    """Both runs ended bit for bit alike, time, memory and host fields aside: metrics, weights, curve, scores."""
     rows, others = (read_json_lines(each.metrics) for each in (one, other))
     assert list(map(without_times, rows)) == list(map(without_times, others))
-    for name in ("final", "best"):
-        weights, theirs = (load_file(each.weights / f"{name}.safetensors") for each in (one, other))
+    names = sorted(path.name for path in one.weights.iterdir())
+    assert names == sorted(path.name for path in other.weights.iterdir())
+    for name in names:
+        weights, theirs = (load_file(each.weights / name) for each in (one, other))
         assert weights.keys() == theirs.keys()
         assert all(torch.equal(weights[key], theirs[key]) for key in weights)
     assert without_times(one.read_result() or {}) == without_times(other.read_result() or {})
@@ -55,7 +57,10 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     rows = read_json_lines(directory.metrics)
     training = [row for row in rows if "loss" in row]
     assert [row["step"] for row in training] == list(range(5, 41, 5))
-    assert [row["step"] for row in rows if "validation/exact_match" in row] == [20, 40]
+    assert [row["step"] for row in result["curve"]] == [20, 40]
+    assert result["curve"] == [row for row in rows if "validation/exact_match" in row]
+    assert {"validation/loss_1", "validation/loss_2"} < result["curve"][0].keys()
+    assert not [name for name in result["curve"][0] if name.startswith("test/")]
     assert result["tokens"] == training[-1]["tokens"]
     assert result["tokens"] == pytest.approx(40 * 256, rel=0.05)
     for row in training:
@@ -92,10 +97,30 @@ def test_seeds_move_the_run_and_nothing_else_does(tmp_path: Path) -> None:
     assert (once or {})["scores"] != (other or {})["scores"]
 
 
+def test_the_epoch_oracle_looks_at_the_whole_test_set_and_changes_nothing_else(tmp_path: Path) -> None:
+    changes = ("evaluation.every=5", "train.steps=60", "train.lr=2e-2")
+    plain, oracle = (execute(tiny(*changes, *more), tmp_path) for more in ((), ("evaluation.epoch_oracle=true",)))
+    assert plain is not None
+    assert oracle is not None
+    curve = [{name: row[name] for name in row if not name.startswith("test/")} for row in oracle["curve"]]
+    assert curve == plain["curve"]
+    assert [row for row in oracle["scores"] if row["checkpoint"] != "epoch_oracle"] == plain["scores"]
+
+    # What it saw while training is what scoring its weights at the end says, and nothing it saw was better.
+    task = tiny().task.build()
+    tested = {row["step"]: row["test/exact_match"] for row in oracle["curve"]}
+    assert list(tested) == list(range(5, 61, 5))
+    assert len(set(tested.values())) > 2
+    for name in ("final", "best", "epoch_oracle"):
+        rows = [row for row in oracle["scores"] if row["checkpoint"] == name and row["split"] == "test"]
+        assert task.summary(rows)["exact_match"] == tested[rows[0]["step"]]
+    assert tested[rows[0]["step"]] == max(tested.values())
+
+
 @pytest.mark.parametrize("step", [7, 20, 33])
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, step: int) -> None:
     """Stopped at any step, between logs or not, it ends as the undisturbed run."""
-    experiment = tiny()
+    experiment = tiny("evaluation.every=8", "evaluation.epoch_oracle=true")
     asked = 0
 
     def stop() -> bool:
@@ -112,6 +137,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, step: int) -> None:
     assert resumed == [step]
     execute(experiment, tmp_path / "straight")
     same_end(directory, RunDirectory(tmp_path / "straight", experiment))
+    assert [row["step"] for row in (directory.read_result() or {})["curve"]] == [8, 16, 24, 32, 40]
 
 
 def test_a_run_that_ends_while_it_is_evaluated_needs_no_more_training(

@@ -24,7 +24,7 @@ from lab.tasks.polynomials import Polynomials
 TASK = Polynomials(
     prime=3, degree=2, train_operations=(1, 2), test_operations=(1, 2), test_examples=20, validation_examples=20
 ).build()
-QUESTIONS = TASK.examples("test", np.arange(40), seed=0).keys
+QUESTIONS = TASK.examples("test", np.arange(40), seed=0).keys[:, 0]
 TRAIN = Train(
     steps=12, batch_tokens=200, context=32, lr=2e-3, warmup=3, decay_ratio=0.1,
     betas=(0.8, 0.9), eps=1e-6, weight_decay=0.3, clip=0.5,

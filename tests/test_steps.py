@@ -1,5 +1,6 @@
 """The training stream: step k is the same however it is reached; which questions it asks; how large it is."""
 
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -8,14 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from lab.learning.data import Step, Steps, examples_per_step
+from lab.learning.data import Step, Steps, by_set, examples_per_step, questions
 from lab.learning.settings import Train
-from lab.tasks.polynomials import Polynomials
+from lab.tasks.base import Examples, Split
+from lab.tasks.polynomials import Polynomials, PolynomialTask
 
 TASK = Polynomials(
     prime=3, degree=2, train_operations=(1, 2), test_operations=(1, 3), test_examples=40, validation_examples=20
 ).build()
-QUESTIONS = TASK.examples("test", np.arange(120), seed=0).keys
+QUESTIONS = TASK.examples("test", np.arange(120), seed=0).keys[:, 0]
 SMALL = Train(batch_tokens=256, context=32)
 LARGE = Train(batch_tokens=8192, context=32)
 """Few steps make a chunk of what is generated at once, so that a dozen steps cross several."""
@@ -70,11 +72,43 @@ def test_asked_questions_by_brute_force() -> None:
     number, found = examples_per_step(TASK, SMALL), 0
     stream = Steps(TASK, SMALL, 2, 0, 0, questions)
     for k, step in zip(range(20), stream, strict=False):
-        keys = set(TASK.examples("train", np.arange(k * number, (k + 1) * number), seed=0).keys.tolist())
+        keys = set(TASK.examples("train", np.arange(k * number, (k + 1) * number), seed=0).keys[:, 0].tolist())
         expected = [i for i, question in enumerate(questions.tolist()) if question in keys]
         assert sorted(step.asked.tolist()) == expected
         found += len(expected)
     assert found > 100
+
+
+class TwoThings(PolynomialTask):
+    """Asks, besides the expression, every third time for its length, and otherwise for nothing more."""
+
+    def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
+        examples = super().examples(split, indices, seed)
+        keys = np.where(indices % 3 == 0, examples.lengths, 0).astype(np.uint64)
+        return replace(examples, keys=np.column_stack((keys, examples.keys)))
+
+
+def test_what_a_run_has_seen_of_several_things_an_example_asks() -> None:
+    """Training asks two things, validation one and a blank, test three: each is found by its key alone."""
+    task = TwoThings(TASK.config)
+    validation, test = (TASK.examples(split, np.arange(40), seed=0) for split in ("validation", "test"))
+    blank = np.zeros((40, 1), np.uint64)
+    lengths = test.lengths[:, None].astype(np.uint64)
+    sets = {
+        "validation": replace(validation, keys=np.hstack((validation.keys, blank))),
+        "test": replace(test, keys=np.hstack((lengths, test.keys, lengths + np.uint64(1)))),
+    }
+    asked = questions(sets)
+    met_by_training = torch.zeros(len(asked), dtype=torch.bool)
+    met: set[int] = set()
+    number = examples_per_step(task, SMALL)
+    for k, step in zip(range(5), Steps(task, SMALL, 2, 0, 0, asked), strict=False):
+        met_by_training[step.asked] = True
+        met |= set(task.examples("train", np.arange(k * number, (k + 1) * number), 0).keys.ravel().tolist()) - {0}
+    seen = by_set(met_by_training, sets)
+    for name, examples in sets.items():
+        assert seen[name].tolist() == [[key in met for key in row] for row in examples.keys.tolist()]
+        assert 0 < seen[name].sum() < seen[name].size
 
 
 @pytest.mark.parametrize("questions", [QUESTIONS[:0], np.array([1, 2], np.uint64)], ids=["none", "other"])

@@ -177,7 +177,7 @@ def test_axes_whose_values_are_lists_or_mappings_stay_apart(tmp_path: Path) -> N
     sweep = load_sweep(sweep_file(tmp_path, axes=axes), "cpu")
     score = {"operations": 1, "operator": "all", "seen": "all", "checkpoint": "final", "split": "test"}
     rows = [{**score, "count": 5, "exact_match": 0.5, "constant_answer": 0.1}]
-    frame = tidy([(cell, {"scores": rows}) for cell in sweep.cells])
+    frame = tidy([(cell, {"non_embedding_parameters": 9, "scores": rows}) for cell in sweep.cells])
     (table,) = score_tables(frame, list(axes), sweep.cells[0].experiment.task.build())
     assert len(table["rows"]) == 4
     assert [row["seeds"] for row in table["rows"]] == [1] * 4
@@ -205,6 +205,9 @@ def test_results_that_are_kept_count_as_done(
     found = states(sweep, tmp_path / "empty")
     assert [state.name for state in found] == ["done"] * 3 + ["waiting"]
     assert [state.result for state in found[:3]] == results[:3]
+    del results[0]["curve"]  # as in what was kept before there were curves
+    keep_results(tmp_path / "results" / "sweep.cpu.jsonl", results[:2])
+    assert list(kept_results(tmp_path / "results").values()) == results[:2]
     (tmp_path / "results" / "bad.jsonl").write_text("{}\n")
     with pytest.raises(BadInput, match=r"bad\.jsonl, line 1"):
         kept_results(tmp_path / "results")
@@ -245,6 +248,20 @@ def test_the_tidy_table_holds_every_score(finished: tuple[str, str], tmp_path: P
         assert row["mean"] == pytest.approx(np.mean(values))
     printed = lab("sweep", "show", path, "--store", store)
     assert "constant answer" in printed.stdout
+
+
+def test_the_epoch_oracle_is_shown_where_there_is_one(finished: tuple[str, str], tmp_path: Path) -> None:
+    path, store = finished
+    shown = lab("sweep", "show", path, "--store", store, "--checkpoint", "epoch_oracle")
+    assert isinstance(shown.exception, BadInput)
+    assert str(shown.exception) == (
+        f"--checkpoint: epoch_oracle is not allowed: {path} runs without evaluation.epoch_oracle: true"
+    )
+    baseline = {**SWEEP["baseline"], "evaluation": {**TINY["evaluation"], "epoch_oracle": True}}
+    path = sweep_file(tmp_path, baseline=baseline, axes={"seed": [0]})
+    assert lab("sweep", "run", path, "--store", str(tmp_path)).exit_code == 0
+    shown = lab("sweep", "show", path, "--store", str(tmp_path), "--checkpoint", "epoch_oracle")
+    assert "test, epoch oracle weights" in " ".join(shown.stdout.split())
 
 
 def test_intervals_are_students(finished: tuple[str, str]) -> None:

@@ -14,14 +14,14 @@ def print_scores(tables: list[dict[str, Any]], caption: str) -> None:
     """Print each table of `lab.report.tables.score_tables`: a row an arm, a column a slice.
 
     In percent: the mean over seeds ± half of its 95 % interval; then each arm less the first, paired by seed. Where a
-    value rests on fewer seeds than its line, their number stands in brackets.
+    value rests on fewer seeds than its line, their number stands in brackets. Dim lines are the task's levels.
     """
     out = Console()
     for table in tables:
         if table["seen"] == "seen":
             continue  # what was trained on says little; it is in the JSON
         across, arms = table["across"], table["arms"]
-        values = sorted({row[across] for row in table["rows"]})
+        values = sorted({row[across] for row in table["rows"]}, key=lambda value: (isinstance(value, str), value))
         which = "" if table["seen"] == "all" else f", {table['seen']} questions"
         title = f"{table['measure'].replace('_', ' ')} (%) by {across}: {caption}{which}"
         shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -33,10 +33,10 @@ def print_scores(tables: list[dict[str, Any]], caption: str) -> None:
         first = tuple(table["rows"][0][arm] for arm in arms)
         _add_arms(shown, table["rows"], arms, across, values, lambda row: _percent(row, ""))
         _add_arms(shown, table["differences"], arms, across, values, lambda row: _percent(row, "+"), first)
-        own = [arm for arm in arms if arm.startswith("task.")]  # a level belongs to a task, not to an arm
-        for key in dict.fromkeys(tuple(row[arm] for arm in own) for row in table["levels"]):
-            levels = {row[across]: row for row in table["levels"] if tuple(row[arm] for arm in own) == key}
-            label = " ".join([table["level"].replace("_", " "), *map(str, key)])
+        own = ["level", *(arm for arm in arms if arm.startswith("task."))]
+        for key in dict.fromkeys(tuple(row[name] for name in own) for row in table["levels"]):
+            levels = {row[across]: row for row in table["levels"] if tuple(row[name] for name in own) == key}
+            label = " ".join([key[0].replace("_", " "), *map(str, key[1:])])
             blanks = [label, *[""] * len(arms)] if arms else [label]
             cells = (f"{100 * levels[value]['mean']:.1f}" if value in levels else "" for value in values)
             shown.add_row(*blanks, *cells, style="dim")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lab.cli.console import about, as_json, bars, deadline, print_json, say, store_option, time_limit_option
-from lab.errors import Failure
+from lab.errors import BadInput, Failure
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -135,10 +135,10 @@ def status(path: str, scale: str, store: Path, as_json: bool) -> None:
 )
 @click.option(
     "--checkpoint",
-    type=click.Choice(["final", "best"]),
+    type=click.Choice(["final", "best", "epoch_oracle"]),
     default="final",
     show_default=True,
-    help="The last weights, or those that did best on validation while training.",
+    help="The last weights, or those that did best on validation, or on test itself, while training.",
 )
 @click.option(
     "--table", type=click.Path(dir_okay=False, path_type=Path), help="Also write the whole tidy table as CSV."
@@ -156,6 +156,8 @@ def show(path: str, scale: str, split: str, checkpoint: str, table: Path | None,
     if not finished:
         raise Failure(f"{path}, scale {scale}: no run is finished yet; begin with: {loaded.command(store)}")
     frame = tidy(finished)
+    if checkpoint not in set(frame.checkpoint):
+        raise BadInput(f"--checkpoint: {checkpoint} is not allowed: {path} runs without evaluation.{checkpoint}: true")
     if table is not None:
         table.parent.mkdir(parents=True, exist_ok=True)
         frame.to_csv(table, index=False)
@@ -168,7 +170,7 @@ def show(path: str, scale: str, split: str, checkpoint: str, table: Path | None,
         return
     from lab.cli.scores import print_scores
 
-    print_scores(tables, f"{split}, {checkpoint} weights")
+    print_scores(tables, f"{split}, {checkpoint.replace('_', ' ')} weights")
     if len(finished) < len(found):
         say(f"{len(finished)} of {len(found)} runs are finished; go on with: {loaded.command(store)}")
 

@@ -22,13 +22,13 @@ from lab.experiments import provenance
 from lab.experiments.experiment import Experiment
 from lab.experiments.store import Result, RunDirectory, write_json
 from lab.learning.callbacks import Checkpoint, JsonLines, Record, Validate
-from lab.learning.data import StepsDataModule
+from lab.learning.data import StepsDataModule, by_set, questions
 from lab.learning.evaluation import evaluate
 from lab.learning.module import LearningModule
 from lab.learning.progress import Progress
 from lab.objectives import LanguageModel, build_model
 from lab.objectives.cost import non_embedding_parameters, training_flops_per_token
-from lab.tasks.base import Examples, Row, Task
+from lab.tasks.base import Examples, Row, Split, Task
 
 # Lightning announces devices and tips, and warns of what we mean: few data workers, a stream without an end that
 # is resumed where it was (see lab.learning.data).
@@ -74,20 +74,21 @@ def execute(
             return result
         provenance.reset_peak_memory(device)
 
-        # Data: validation serves choices while training, test is read once, at the end.
+        # Data: validation serves choices while training; test is read at the end, and by the epoch oracle.
         task = experiment.task.build()
-        validation, test = (
-            task.examples(split, np.arange(task.size(split) or 0), 0) for split in ("validation", "test")
-        )
-        questions = np.concatenate((validation.keys, test.keys))
+        held_out: tuple[Split, ...] = ("validation", "test")
+        sets: dict[str, Examples] = {
+            split: task.examples(split, np.arange(task.size(split) or 0), 0) for split in held_out
+        }
+        asked = questions(sets)
         n, workers = experiment.objective.n, experiment.execution.data_workers
-        data = StepsDataModule(task, experiment.train, n, experiment.seed, questions, workers)
+        data = StepsDataModule(task, experiment.train, n, experiment.seed, asked, workers)
 
         # Training, from the last checkpoint if there is one.
         model = build_model(experiment.model, experiment.objective, len(task.vocabulary), experiment.seed)
-        module = LearningModule(model, experiment.train, len(questions))
+        module = LearningModule(model, experiment.train, len(asked))
         record = Record(experiment.execution.log_every, listen)
-        validate = Validate(task, experiment.evaluation, validation)
+        validate = Validate(task, experiment.evaluation, sets)
         checkpoint = Checkpoint(directory.checkpoint, experiment.execution.checkpoint_every, stop)
         saved = directory.checkpoint if directory.checkpoint.exists() else None
         step = saved_step(saved) if saved else 0
@@ -107,8 +108,7 @@ def execute(
         started = time.perf_counter()
         module.to(device).eval()
         final = {"step": experiment.train.steps, "weights": model.state_dict(), "seen": module.seen}
-        sets = {"validation": validation, "test": test}
-        scores = score(model, task, sets, {"final": final, "best": validate.best}, directory)
+        scores = score(model, task, sets, {"final": final, **validate.best}, directory)
 
         # Result.
         tokens = int(module.tokens)
@@ -128,6 +128,7 @@ def execute(
             "versions": provenance.versions(),
             "commit": provenance.commit(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "curve": validate.curve,
             "scores": scores,
         }
         write_json(directory.result, result)
@@ -179,12 +180,11 @@ def score(
         save_weights(directory.weights / f"{name}.safetensors", checkpoint["weights"])
         if step not in tables:
             model.load_state_dict(checkpoint["weights"])
-            ends = np.cumsum([len(examples.keys) for examples in sets.values()])[:-1]
-            seen = np.split(checkpoint["seen"].cpu().numpy(), ends)
+            seen = by_set(checkpoint["seen"], sets)
             tables[step] = [
                 {**row, "split": split}
-                for (split, examples), known in zip(sets.items(), seen, strict=True)
-                for row in evaluate(model, task, examples, known)
+                for split, examples in sets.items()
+                for row in evaluate(model, task, examples, seen[split])
             ]
         rows += [{**row, "checkpoint": name, "step": step} for row in tables[step]]
     return rows

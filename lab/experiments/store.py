@@ -136,9 +136,9 @@ def kept_results(folder: Path | None = None) -> dict[str, Result]:
         for number, line in enumerate(table.read_text().splitlines(), start=1):
             try:
                 result = json.loads(line)
-                columns = result["scores"]
-                rows = zip(*columns.values(), strict=True)
-                result["scores"] = [dict(zip(columns, row, strict=True)) for row in rows]
+                result["scores"] = _rows(result["scores"])
+                if "curve" in result:  # the first results were kept without
+                    result["curve"] = _rows(result["curve"])
                 results[result["identity"]] = result
             except (TypeError, KeyError, AttributeError, ValueError):
                 raise BadInput(f"{table}, line {number}: not a run's result") from None
@@ -146,10 +146,17 @@ def kept_results(folder: Path | None = None) -> dict[str, Result]:
 
 
 def keep_results(table: Path, results: list[Result]) -> None:
-    """Write results as a committed table: one JSON object a line, scores by column (a third of the size of rows)."""
+    """Write results as a committed table: one JSON object a line, tables by column (a third of the size of rows)."""
     lines = []
     for result in results:
-        rows = result["scores"]
-        columns = {name: [row[name] for row in rows] for name in rows[0]}
-        lines.append(json.dumps({**result, "scores": columns}) + "\n")
+        tables = {name: _columns(result[name]) for name in ("scores", "curve") if name in result}
+        lines.append(json.dumps({**result, **tables}) + "\n")
     write_text(table, "".join(lines))
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _rows(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -14,12 +14,12 @@ import numpy as np
 from lightning.pytorch.loggers.logger import Logger
 
 from lab.errors import Failure
-from lab.learning.data import select
+from lab.learning.data import by_set, select
 from lab.learning.evaluation import evaluate, head_losses
 from lab.learning.module import LearningModule, rate
 from lab.learning.progress import Progress
 from lab.learning.settings import Evaluation
-from lab.tasks.base import Examples, Task
+from lab.tasks.base import Examples, Row, Task
 
 
 class JsonLines(Logger):
@@ -99,22 +99,40 @@ class Record(L.Callback):
         self.listen(Progress(step, steps, speed, left, losses))
 
 
-class Validate(L.Callback):
-    """Evaluates on a part of the validation set while training, and keeps the weights that did best there."""
+_JUDGES = {"best": "validation", "epoch_oracle": "test"}
+"""The split on which each checkpoint did best."""
 
-    def __init__(self, task: Task, evaluation: Evaluation, validation: Examples) -> None:
+
+class Validate(L.Callback):
+    """Evaluates while training, and keeps the learning curve and the weights that did best.
+
+    Evaluated is a part of the validation set; for the epoch oracle, which looks where one must not, the whole test set
+    as well.
+    """
+
+    def __init__(self, task: Task, evaluation: Evaluation, sets: dict[str, Examples]) -> None:
         self.task = task
         self.every = evaluation.every
+        self.sets = sets
+        validation = sets["validation"]
         number = min(evaluation.examples, len(validation.lengths))
-        self.rows = np.arange(number) * len(validation.lengths) // number
-        self.examples = select(validation, self.rows)
-        self.best: dict[str, Any] = {"step": 0, "score": -math.inf, "weights": {}, "seen": None}
+        self.rows = {"validation": np.arange(number) * len(validation.lengths) // number}
+        if evaluation.epoch_oracle:
+            self.rows["test"] = np.arange(len(sets["test"].lengths))
+        self.examples = {split: select(sets[split], rows) for split, rows in self.rows.items()}
+        self.curve: list[Row] = []
+        """A row for each evaluation: `step`, `tokens`, and what was measured, as it is logged."""
+        self.best: dict[str, dict[str, Any]] = {
+            name: {"step": 0, "score": -math.inf, "weights": {}, "seen": None}
+            for name, split in _JUDGES.items()
+            if split in self.rows
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        return self.best
+        return {"curve": self.curve, "best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = state
+        self.curve, self.best = state["curve"], state["best"]
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, LearningModule)
@@ -122,17 +140,23 @@ class Validate(L.Callback):
         if step % self.every and step != trainer.max_steps:
             return
         module.eval()
-        seen = module.seen[self.rows].cpu().numpy()
-        summary = self.task.summary(evaluate(module.model, self.task, self.examples, seen))
-        losses = {f"loss_{i}": loss for i, loss in enumerate(head_losses(module.model, self.examples), start=1)}
-        module.train()
-        row = {f"validation/{name}": value for name, value in {**losses, **summary}.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics({"tokens": int(module.tokens), **row}, step)
-        if summary[self.task.choice] >= self.best["score"]:  # of equals the later, which has trained longer
-            weights = copy.deepcopy(module.model.state_dict())
+        row: Row = {"tokens": int(module.tokens)}
+        losses = head_losses(module.model, self.examples["validation"])
+        row |= {f"validation/loss_{i}": loss for i, loss in enumerate(losses, start=1)}
+        seen = by_set(module.seen, self.sets)
+        for name, best in self.best.items():
+            split = _JUDGES[name]
+            table = evaluate(module.model, self.task, self.examples[split], seen[split][self.rows[split]])
+            summary = self.task.summary(table)
+            row |= {f"{split}/{measure}": value for measure, value in summary.items()}
             score = summary[self.task.choice]
-            self.best = {"step": step, "score": score, "weights": weights, "seen": module.seen.clone()}
+            if score >= best["score"]:  # of equals the later, which has trained longer
+                weights = copy.deepcopy(module.model.state_dict())
+                best |= {"step": step, "score": score, "weights": weights, "seen": module.seen.clone()}
+        module.train()
+        self.curve.append({"step": step, **row})
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step)
 
 
 class Checkpoint(L.Callback):

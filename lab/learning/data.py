@@ -21,7 +21,8 @@ from lab.learning.settings import Train
 from lab.objectives.base import Batch
 from lab.tasks.base import Examples, Task
 
-_CHUNK = 2048  # examples generated at once: enough for NumPy's cost a call to vanish
+CHUNK = 2048
+"""Examples generated at once: enough for NumPy's cost a call to vanish."""
 
 
 class Step(NamedTuple):
@@ -29,7 +30,7 @@ class Step(NamedTuple):
 
     batch: Batch
     asked: Tensor
-    """[K] int64: which of the evaluation questions are among the step's training examples."""
+    """[A] int64: which of the evaluation questions are among those of the step's training examples."""
 
 
 def pack(lengths: NDArray[np.int64], context: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -81,7 +82,7 @@ def examples_per_step(task: Task, train: Train) -> int:
 
 
 class Steps(IterableDataset[Step]):
-    """The endless training stream from step `first` on."""
+    """The endless training stream from step `first` on, watched for `questions` [Q]."""
 
     def __init__(self, task: Task, train: Train, n: int, seed: int, first: int, questions: NDArray[np.uint64]) -> None:
         self.task, self.train, self.n, self.seed, self.first = task, train, n, seed, first
@@ -92,7 +93,7 @@ class Steps(IterableDataset[Step]):
     def __iter__(self) -> Iterator[Step]:
         worker = get_worker_info()
         step, stride = (self.first + worker.id, worker.num_workers) if worker else (self.first, 1)
-        ahead = max(1, _CHUNK // self.per_step)
+        ahead = max(1, CHUNK // self.per_step)
         while True:
             firsts = (step + stride * np.arange(ahead)) * self.per_step
             examples = self.task.examples("train", (firsts[:, None] + np.arange(self.per_step)).ravel(), self.seed)
@@ -105,8 +106,9 @@ class Steps(IterableDataset[Step]):
             step += stride * ahead
 
     def _asked(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Which evaluation questions are among `keys`; equal questions are all named."""
-        low, high = (np.searchsorted(self.questions, np.unique(keys), side=side) for side in ("left", "right"))
+        """Which evaluation questions are among `keys` [E, K]; equal questions are all named, and 0 is none."""
+        wanted = np.unique(keys)
+        low, high = (np.searchsorted(self.questions, wanted[wanted > 0], side=side) for side in ("left", "right"))
         ranges = [np.arange(a, b) for a, b in zip(low, high, strict=True) if b > a]
         return self.order[np.concatenate(ranges)] if ranges else np.empty(0, np.int64)
 
@@ -128,7 +130,20 @@ def select(examples: Examples, rows: slice | NDArray[np.int64]) -> Examples:
         scored=examples.scored[rows, :width],
         slices={name: values[rows] for name, values in examples.slices.items()},
         keys=examples.keys[rows],
+        marks={name: values[rows, :width] for name, values in examples.marks.items()},
     )
+
+
+def questions(sets: dict[str, Examples]) -> NDArray[np.uint64]:
+    """The keys of evaluation sets, [Q], set by set: what training is watched for."""
+    return np.concatenate([examples.keys.ravel() for examples in sets.values()])
+
+
+def by_set(seen: Tensor, sets: dict[str, Examples]) -> dict[str, NDArray[np.bool_]]:
+    """Which of `questions` were seen, `seen` [Q], in the shape of each set's keys: [N, K]."""
+    ends = np.cumsum([examples.keys.size for examples in sets.values()])[:-1]
+    parts = np.split(seen.cpu().numpy(), ends)
+    return {name: part.reshape(sets[name].keys.shape) for name, part in zip(sets, parts, strict=True)}
 
 
 class StepsDataModule(L.LightningDataModule):

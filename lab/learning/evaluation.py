@@ -58,5 +58,5 @@ def head_losses(model: LanguageModel, examples: Examples) -> list[float]:
 
 
 def evaluate(model: LanguageModel, task: Task, examples: Examples, seen: NDArray[np.bool_]) -> list[Row]:
-    """The task's score table of the model's greedy predictions."""
+    """The task's score table of the model's greedy predictions; `seen` [N, K] as in `Task.score`."""
     return task.score(examples, predict(model, examples), seen)

@@ -1,8 +1,10 @@
 """The typed settings of learning: training and evaluation."""
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
-from lab.config import Config
+from lab.config import Config, Neutral
 
 
 class Train(Config):
@@ -45,3 +47,6 @@ class Evaluation(Config):
     """Steps between evaluations on a part of the validation set; the best of them is kept."""
     examples: int = Field(default=512, ge=1)
     """Validation examples in that part, spread evenly over the set (all of it when it is smaller)."""
+    epoch_oracle: Annotated[bool, Neutral(False)] = False
+    """Also score the test set at each evaluation and report the weights that did best *there* as checkpoint
+    `epoch_oracle`: the paper's early stopping (Section 4.1), which looks at the test set, so an upper bound."""

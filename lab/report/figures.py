@@ -1,7 +1,7 @@
 """Figures: each is a script under figures/ that draws from stored results.
 
-A script states its sweep in `SWEEP` and draws in `draw(sweep, table) -> Figure`, where `table` is the tidy table of
-the sweep's results (`lab.report.tables.tidy`).
+A script states its sweep in `SWEEP` and draws in `draw(sweep, finished) -> Figure`, where `finished` is a list of the
+sweep's cells with their results; `lab.report.tables` makes tables of it (`tidy`, `curves`).
 """
 
 import importlib.util
@@ -14,7 +14,6 @@ from lab.experiments.store import Result
 from lab.experiments.sweep import Cell, Sweep, load_sweep, states
 from lab.home import home
 from lab.report.style import save, use_style
-from lab.report.tables import tidy
 
 
 def names() -> list[str]:
@@ -43,10 +42,12 @@ def draw(name: str, sweep: str | None, scale: str, store: Path, output: Path) ->
         raise BadInput(f"'{name}' is not a figure; there are: {', '.join(names())}{did_you_mean(name, names())}")
     script = _load(home() / "figures" / f"{name}.py")
     loaded = load_sweep(sweep or script.SWEEP, scale)
-    table = tidy(complete(loaded, store))
+    finished = complete(loaded, store)
     use_style()
     try:
-        figure = script.draw(loaded, table)
+        figure = script.draw(loaded, finished)
+    except Failure:
+        raise
     except Exception as error:
         raise Failure(f"{script.__file__}: {type(error).__name__}: {error}") from error
     return save(figure, output, name if sweep is None else f"{name}.{loaded.name}")

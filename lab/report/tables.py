@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit  # Student's t quantile; scipy.stats takes a second to import
 
+from lab.errors import Failure
 from lab.experiments.store import Result
 from lab.experiments.sweep import Cell
 from lab.tasks.base import Row, Task
@@ -33,18 +34,15 @@ def interval(values: Iterable[float]) -> Interval:
 def tidy(finished: Iterable[tuple[Cell, Result]]) -> pd.DataFrame:
     """One row for each row of each result's score table.
 
-    Columns: `n`, `seed`, `identity`, the sweep's axes by their dotted names (values that are lists or mappings as
-    text), then the score table's own (`checkpoint`, `step`, `split`, slices, `count`, measures). A slice of which no
-    question was seen in training stands in the result as `seen` = "all" alone; here it also counts as "unseen".
+    Columns: `n`, `seed`, `identity`, `non_embedding_parameters`, the sweep's axes by their dotted names (values that
+    are lists or mappings as text), then the score table's own (`checkpoint`, `step`, `split`, slices, `count`,
+    measures). A slice of which no question was seen in training stands in the result as `seen` = "all" alone; here it
+    also counts as "unseen".
     """
     rows: list[Row] = []
     for cell, result in finished:
-        experiment = cell.experiment
-        about = {"n": experiment.objective.n, "seed": experiment.seed, "identity": experiment.identity}
-        about |= {
-            axis: value if isinstance(value, int | float | str) else str(value) for axis, value in cell.axes.items()
-        }
-        slices = [name for name in experiment.task.build().slices if name != "seen"]
+        about = _about(cell, result)
+        slices = [name for name in cell.experiment.task.build().slices if name != "seen"]
 
         def place(score: Row, names: list[str] = slices) -> tuple[Any, ...]:
             return tuple(score[name] for name in (*names, "checkpoint", "split"))
@@ -55,6 +53,34 @@ def tidy(finished: Iterable[tuple[Cell, Result]]) -> pd.DataFrame:
             if score.get("seen") == "all" and place(score) not in seen:
                 rows.append({**about, **score, "seen": "unseen"})
     return pd.DataFrame(rows)
+
+
+def curves(finished: Iterable[tuple[Cell, Result]]) -> pd.DataFrame:
+    """The learning curves: one row for each evaluation of each run while it trained.
+
+    Columns: `n`, `seed`, `identity`, `non_embedding_parameters` and the sweep's axes as of `tidy`, then `step`,
+    `tokens` trained on, and what was logged there (`validation/…`, with the epoch oracle also `test/…`).
+
+    Raises:
+        Failure: a run was kept before results had curves.
+    """
+    rows: list[Row] = []
+    for cell, result in finished:
+        if "curve" not in result:
+            raise Failure(f"run {cell.experiment.identity} has no learning curve: it was kept before results had them")
+        rows += [{**_about(cell, result), **row} for row in result["curve"]]
+    return pd.DataFrame(rows)
+
+
+def _about(cell: Cell, result: Result) -> Row:
+    """The columns that say which run a row is of."""
+    return {
+        "n": cell.experiment.objective.n,
+        "seed": cell.experiment.seed,
+        "identity": cell.experiment.identity,
+        "non_embedding_parameters": result["non_embedding_parameters"],
+        **{axis: value if isinstance(value, int | float | str) else str(value) for axis, value in cell.axes.items()},
+    }
 
 
 def summarise(frame: pd.DataFrame, arms: list[str], across: str, measure: str) -> pd.DataFrame:
@@ -89,13 +115,13 @@ def paired_differences(frame: pd.DataFrame, arms: list[str], across: str, measur
 
 
 def score_tables(frame: pd.DataFrame, arms: list[str], task: Task) -> list[dict[str, Any]]:
-    """What to print of a sweep: the task's chosen measure by arm along its main slice, and what needs no learning.
+    """What to print of a sweep: the task's chosen measure by arm along its main slice, and the task's levels.
 
     One table for all examples, and where some questions were trained on, one for seen and one for unseen questions.
 
     Returns:
         JSON types: `seen`, `measure`, `across`, `arms` (columns), `rows` (as of `summarise`), `differences` (as of
-        `paired_differences`), and `levels`, rows of what needs no model.
+        `paired_differences`), and `levels` (rows as of `summarise` by the task's own axes, `level` naming the measure).
     """
     others = [name for name in task.slices if name not in (task.across, "seen")]
     whole = frame[(frame[others] == "all").all(axis=1)]
@@ -105,7 +131,12 @@ def score_tables(frame: pd.DataFrame, arms: list[str], task: Task) -> list[dict[
         part = whole[whole.seen == seen]
         if part.empty or (seen == "unseen" and not apart):
             continue
-        levels = summarise(part, [arm for arm in arms if arm.startswith("task.")], task.across, task.level)
+        own = [arm for arm in arms if arm.startswith("task.")]  # a level belongs to a task, not to an arm
+        levels = [
+            {"level": level, **row}
+            for level in task.levels
+            for row in summarise(part, own, task.across, level).to_dict("records")
+        ]
         tables.append(
             {
                 "seen": seen,
@@ -114,8 +145,7 @@ def score_tables(frame: pd.DataFrame, arms: list[str], task: Task) -> list[dict[
                 "arms": arms,
                 "rows": summarise(part, arms, task.across, task.choice).to_dict("records"),
                 "differences": paired_differences(part, arms, task.across, task.choice).to_dict("records"),
-                "level": task.level,
-                "levels": levels.to_dict("records"),
+                "levels": levels,
             }
         )
     return tables

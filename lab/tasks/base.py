@@ -1,5 +1,6 @@
 """What a task is: a source of examples, and the way answers to them are scored."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -10,7 +11,7 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 Row = dict[str, Any]
-"""One row of a score table: the slice it speaks of, its measures, and the `count` of examples behind them."""
+"""One row of a score table: the slice it speaks of, its measures, and the `count` of answers behind them."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,10 @@ class Examples:
     slices: dict[str, NDArray[Any]]
     """[N] each: what the example is, for accuracy by slice."""
     keys: NDArray[np.uint64]
-    """[N] a hash of what is asked: examples with equal keys are the same question."""
+    """[N, K] hashes of what the example asks; what has an equal key in training is seen; 0 where an example has fewer
+    than K. A split has a K of its own."""
+    marks: dict[str, NDArray[np.uint8]]
+    """[N, L] each: what a token is, for scores by token."""
 
 
 class Task(Protocol):
@@ -46,8 +50,8 @@ class Task(Protocol):
         """
 
     @property
-    def level(self) -> str:
-        """The column of `score`'s rows that says what needs no learning."""
+    def levels(self) -> tuple[str, ...]:
+        """The columns of `score`'s rows that say what needs no learning, or bound what learning can reach."""
 
     @property
     def slices(self) -> tuple[str, ...]:
@@ -66,19 +70,22 @@ class Task(Protocol):
     def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
         """The examples of a split at `indices` [N]. `seed` moves the training split alone."""
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """Tokens as people read them."""
+
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
         """Example `row` in a form for machines: plain JSON types, `text` and `tokens` among them."""
 
     def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[Row]:
         """The score table of greedy predictions, in JSON types.
 
-        Each row has the task's `slices`, `count`, and measures, `choice` and `level` among them. A slice `seen` ("all",
-        "seen" or "unseen") is optional; of a part without seen questions the row "all" is enough.
+        Each row has the task's `slices`, `count`, and measures, `choice` and `levels` among them. A slice `seen`
+        ("all", "seen" or "unseen") is optional; of a part without seen questions the row "all" is enough.
 
         Args:
             examples: N examples.
             predicted: [N, L] the most likely token at each place, given the true tokens before it (0 at place 0).
-            seen: [N] whether the same question was trained on.
+            seen: [N, K] whether what has the same key was trained on.
         """
 
     def summary(self, rows: list[Row]) -> dict[str, float]:

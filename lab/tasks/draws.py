@@ -52,3 +52,27 @@ def below(bound: int | NDArray[np.integer], random: NDArray[np.uint32]) -> NDArr
     product = np.multiply(random, bound, dtype=np.uint64, casting="unsafe")
     product >>= np.uint64(32)
     return product
+
+
+def epoch_indices(name: str, indices: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
+    """Members of a finite corpus for the training examples `indices` [N]: it is gone through anew, shuffled, for ever.
+
+    Args:
+        name: the corpus's, which tells its orders from others'.
+        indices: of examples.
+        size: of the corpus.
+        seed: moves the orders.
+    """
+    epochs, places = np.divmod(indices, size)
+    chosen = np.empty_like(indices)
+    for epoch in np.unique(epochs).tolist():
+        rows = epochs == epoch
+        chosen[rows] = _epoch_order(name, size, seed, epoch)[places[rows]]
+    return chosen
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(name: str, size: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order [size] in which an epoch goes through a finite corpus."""
+    random = draws(stream(name, "epoch", seed, epoch), np.arange(size), 1)[:, 0]
+    return np.argsort(random, kind="stable")

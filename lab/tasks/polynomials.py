@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -31,7 +31,7 @@ from pydantic import Field, field_validator
 from lab.config import Config, Neutral
 from lab.errors import BadInput
 from lab.tasks.base import Examples, Row, Split
-from lab.tasks.draws import below, draws, draws32, mixed, stream
+from lab.tasks.draws import below, draws, draws32, epoch_indices, mixed, stream
 from lab.tasks.rings import Elements, Ring, ring
 from lab.tasks.trees import ADD, COMPOSE, LEAF, MUL, NEG, PAD, leaf_counts, split_words, uniform_words
 
@@ -115,13 +115,6 @@ _EMPTY = 0xFFFF
 """A slot without a token; the vocabulary ends below."""
 
 
-@lru_cache(maxsize=2)
-def _epoch_order(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order [size] in which an epoch goes through a finite corpus."""
-    random = draws(stream("polynomials", "epoch", seed, epoch), np.arange(size), 1)[:, 0]
-    return np.argsort(random, kind="stable")
-
-
 def _hash_weights(name: str, count: int) -> NDArray[np.uint64]:
     return draws(stream("polynomials", "hash", name), np.arange(count), 1)[:, 0]
 
@@ -163,7 +156,7 @@ class PolynomialTask:
     """Polynomial arithmetic as a task; see the module's and the config's documentation."""
 
     choice = "exact_match"
-    level = "constant_answer"
+    levels: tuple[str, ...] = ("constant_answer",)
     slices: tuple[str, ...] = ("operations", "operator", "seen")
     across = "operations"
 
@@ -217,9 +210,13 @@ class PolynomialTask:
             "operations": int(examples.slices["operations"][row]),
             "expression": expression,
             "answer": answer,
-            "text": " ".join(self.vocabulary[token] for token in tokens),
+            "text": self.text(tokens),
             "tokens": tokens,
         }
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Tokens as people read them, with spaces between."""
+        return " ".join(self.vocabulary[token] for token in tokens)
 
     def parse(self, tokens: Sequence[int]) -> tuple[Expression, list[int]]:
         """The expression and the answer that a document spells, coefficients with the constant term first.
@@ -243,7 +240,7 @@ class PolynomialTask:
         answer, which bounds what any constant answer can reach). All are teacher-forced, which for the exact matches
         is the same as greedy decoding.
         """
-        d = self.config.degree
+        d, seen = self.config.degree, seen[:, 0]
         columns = examples.lengths[:, None] - 1 - d + np.arange(d + 1)
         truth = np.take_along_axis(examples.tokens, columns, axis=1)
         right = np.take_along_axis(predicted, columns, axis=1) == truth
@@ -312,7 +309,8 @@ class PolynomialTask:
             raise IndexError(f"an index of the {split} split is outside 0 to {'…' if size is None else size - 1}")
         if split == "train":
             names: tuple[str | int, ...] = ("polynomials", split, seed)
-            indices = self._corpus_indices(indices, seed)
+            if self.config.unique_examples is not None:
+                indices = epoch_indices("polynomials", indices, self.config.unique_examples, seed)
             low, high = self.config.train_operations
             random = draws32(stream(*names, "operations"), indices, 1)[:, 0]
             operations = low + below(high - low + 1, random).astype(np.int64)
@@ -334,18 +332,6 @@ class PolynomialTask:
                 getattr(questions, field)[rows] = getattr(again, field)
             rows = rows[held_out.positions(again.keys)]
         return questions
-
-    def _corpus_indices(self, indices: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-        """The stream positions of training examples `indices` [N]: a finite corpus is its start, shuffled anew."""
-        size = self.config.unique_examples
-        if size is None:
-            return indices
-        epochs, places = np.divmod(indices, size)
-        chosen = np.empty_like(indices)
-        for epoch in np.unique(epochs).tolist():
-            rows = epochs == epoch
-            chosen[rows] = _epoch_order(size, seed, epoch)[places[rows]]
-        return chosen
 
     def _drawn(
         self, names: tuple[str | int, ...], indices: NDArray[np.int64], operations: NDArray[np.int64], most: int
@@ -412,7 +398,8 @@ class PolynomialTask:
             trained=document if config.loss == "all" else scored,
             scored=scored,
             slices={"operations": questions.operations, "operator": outermost},
-            keys=questions.keys,
+            keys=questions.keys[:, None],
+            marks={},
         )
 
     def _evaluated(
