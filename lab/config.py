@@ -3,6 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -11,14 +12,18 @@ from pydantic_core import ErrorDetails
 from lab.errors import BadInput
 
 
+@dataclass(frozen=True)
 class Neutral:
     """Marks a field that came after its config was first used: at `value` it does not enter the identity.
 
     Used as `field: Annotated[int, Neutral(0)] = 0`, so that runs made before the field existed keep their identity.
     """
 
-    def __init__(self, value: object) -> None:
-        self.value = value
+    value: object
+
+
+class Location:
+    """Marks a field that says where something is, not what it is: recorded, but no part of the identity."""
 
 
 class Config(BaseModel):
@@ -54,14 +59,20 @@ def validated(config: type[ConfigT], mapping: dict[str, Any]) -> ConfigT:
 
 
 def canonical(config: Config) -> dict[str, Any]:
-    """What identifies a config: every field that is not at its neutral value, and each config's version."""
+    """What identifies a config: its version, and every field that is no location and not at its neutral value."""
     fields: dict[str, Any] = {"version": config.version}
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
-        if any(isinstance(mark, Neutral) and mark.value == value for mark in info.metadata):
+        if any(isinstance(mark, Location) or mark == Neutral(value) for mark in info.metadata):
             continue
-        fields[name] = canonical(value) if isinstance(value, Config) else value
+        fields[name] = _canonical(value)
     return fields
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Config):
+        return canonical(value)
+    return {key: _canonical(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
@@ -94,14 +105,15 @@ def _one_line(config: type[Config], mapping: dict[str, Any], error: ErrorDetails
         )
         if inside:
             value = value[part]
-        if inside or part == last:
+        tag = not inside and len(owners) > 1 and part in (each.model_fields["name"].default for each in owners)
+        if inside or (part == last and not tag):
             place.append(str(part))
         fields = [each.model_fields[str(part)] for each in owners if str(part) in each.model_fields]
         if fields and part != last:
             owners = list(configs_in(fields[0].annotation))
-        elif not inside and len(owners) > 1:  # the tag that pydantic puts before the fields of a union's member
+        elif tag:  # which pydantic puts before the fields of a union's member
             owners = [each for each in owners if each.model_fields["name"].default == part]
-        structured = bool(fields and list(configs_in(fields[0].annotation)))
+        structured = tag or bool(fields and list(configs_in(fields[0].annotation)))
     field, known = ".".join(place), [name for each in owners for name in each.model_fields]
     given = json.dumps(value)
     given = given if len(given) <= 80 else given[:77] + "..."
@@ -111,7 +123,8 @@ def _one_line(config: type[Config], mapping: dict[str, Any], error: ErrorDetails
     if kind == "missing":
         return f"{field}: missing{_description(owners, str(last))}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tags = [str(each.model_fields["name"].default) for each in configs_in(config.model_fields[field].annotation)]
+        members = (each.model_fields[last].annotation for each in owners if last in each.model_fields)
+        tags = [str(each.model_fields["name"].default) for each in configs_in(next(members, None))]
         if kind == "union_tag_not_found":
             return f"{field}.name: missing: should be one of {', '.join(tags)}"
         name = value["name"]
@@ -120,6 +133,7 @@ def _one_line(config: type[Config], mapping: dict[str, Any], error: ErrorDetails
         return f"{field}: {context['error']}".removeprefix(": ")
     allowed = str(context["error"]) if kind == "value_error" else error["msg"].removeprefix("Input ")
     allowed = allowed.replace("valid array", "list").replace("an object", "a mapping")
+    allowed = allowed.removeprefix("Dictionary ").removeprefix("List ").replace(" after validation", "")
     words = [word.strip("' ") for word in str(context.get("expected", "")).replace(" or ", ",").split(",")]
     return f"{field}: {given} is not allowed: {allowed}{did_you_mean(value, words) if words != [''] else ''}"
 

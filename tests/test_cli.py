@@ -152,11 +152,11 @@ BAD = [
     (["train", POLYNOMIALS, "model.size=2M"], ["model.size", "2M", "'1M'"]),
     (["train", POLYNOMIALS, "objective=parallel", "objective.n=5"], ["objective.n: 5", "5 layers", "at most 4"]),
     (["train", POLYNOMIALS, "--time-limit", "soon"], ["--time-limit", "soon", "1h30m"]),
-    (["train", "sweeps/demo.yaml"], ["sweeps/demo.yaml", "unknown field"]),
+    (["train", "sweeps/demo_stories.yaml"], ["sweeps/demo_stories.yaml", "unknown field"]),
     (["sweep", "run", POLYNOMIALS], [POLYNOMIALS, "unknown field", "question"]),
-    (["sweep", "run", "sweeps/demo.yaml", "--scale", "cup"], ["cup", "did you mean 'cpu'?"]),
-    (["sweep", "run", "sweeps/demo.yaml", "--workers", "0"], ["--workers", "0"]),
-    (["sweep", "show", "sweeps/dmeo.yaml"], ["sweeps/dmeo.yaml", "did you mean 'sweeps/demo.yaml'?"]),
+    (["sweep", "run", "sweeps/demo_stories.yaml", "--scale", "cup"], ["cup", "did you mean 'cpu'?"]),
+    (["sweep", "run", "sweeps/demo_stories.yaml", "--workers", "0"], ["--workers", "0"]),
+    (["sweep", "show", "sweeps/demo_storeis.yaml"], ["demo_storeis.yaml", "did you mean 'sweeps/demo_stories.yaml'?"]),
     (["figures", "polynomials_by_operation"], ["did you mean 'polynomials_by_operations'?"]),
 ]
 

@@ -34,7 +34,7 @@ CHANGES = [
     "train.steps=41", "train.batch_tokens=257", "train.context=33", "train.lr=2e-3", "train.warmup=6",
     "train.decay_ratio=0.1", "train.betas=[0.9, 0.99]", "train.betas=[0.8, 0.95]", "train.eps=1e-6",
     "train.weight_decay=0", "train.clip=0.5",
-    "evaluation.every=21", "evaluation.examples=19", "seed=1", "precision=bf16",
+    "evaluation.every=21", "evaluation.examples=19", "evaluation.epoch_oracle=true", "seed=1", "precision=bf16",
 ]  # fmt: skip
 EXECUTION = [
     "execution.device=cpu", "execution.threads=2", "execution.data_workers=1", "execution.log_every=6",
@@ -167,7 +167,7 @@ def test_overrides_are_yaml() -> None:
         ("objective=paralel", ["objective: 'paralel'", "next_token, parallel", "did you mean 'parallel'?"]),
         ("objective.reduction=man", ["objective.reduction: \"man\"", "did you mean 'mean'?"]),
         ("objective.k=1", ["objective.k", "unknown field", "allowed: name, n, reduction"]),
-        ("task=stroies", ["task.name: \"stroies\"", "polynomials"]),
+        ("task=stroies", ["task: 'stroies'", "polynomials, stories", "did you mean 'stories'?"]),
         ("task.prime=4", ["task.prime: 4", "prime from 2 to 65521"]),
         ("task.operators={ad: 1}", ["task.operators: \"ad\"", "did you mean 'add'?"]),
         ("task.operators={}", ["task.operators: {}", "positive weight"]),

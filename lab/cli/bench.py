@@ -16,18 +16,31 @@ def bench() -> None:
 @click.option("--count", type=click.IntRange(1, 2048), default=500, show_default=True, help="Expressions for sympy.")
 @as_json
 def data(count: int, as_json: bool) -> None:
-    """The polynomial generator against sympy's evaluation of the same expressions, in F_7[X]/(X^5), on one thread."""
-    from lab.analysis.speed import generator
+    """The generators, on one thread.
+
+    Polynomials against sympy's evaluation of the same expressions, in F_7[X]/(X^5); then what preparing the batches of
+    each demo takes, of a training step of its small model.
+    """
+    import torch
+
+    from lab.analysis.speed import generator, preparation
+    from lab.experiments.sweep import load_sweep
     from lab.tasks.polynomials import Polynomials
 
-    rows = []
+    torch.set_num_threads(1)
+    expressions, batches = [], []
     for operations in (1, 5, 10):
-        rows.append(generator(Polynomials(), operations, count))
-        ours, theirs, ratio = (rows[-1][name] for name in ("per_second", "sympy_per_second", "ratio"))
+        expressions.append(generator(Polynomials(), operations, count))
+        ours, theirs, ratio = (expressions[-1][name] for name in ("per_second", "sympy_per_second", "ratio"))
         if not as_json:
-            click.echo(f"m = {operations:>2}: {ours:>11,.0f} /s, sympy {theirs:>6,.0f} /s, {ratio:,.0f} ×")
+            click.echo(f"m = {operations:>2}: {ours:>11,.0f} expressions/s, sympy {theirs:>6,.0f} /s, {ratio:,.0f} ×")
+    for name in ("demo_polynomials", "demo_stories"):
+        batches.append(preparation(load_sweep(f"sweeps/{name}.yaml", "cpu").cells[0].experiment, steps=20))
+        task, ours, theirs, share = batches[-1].values()
+        if not as_json:
+            click.echo(f"{task}: prepares {ours:,.0f} tokens/s, trains {theirs:,.0f} /s: {100 * share:.2f} % of a step")
     if as_json:
-        print_json(rows)
+        print_json({"expressions": expressions, "batches": batches})
 
 
 @bench.command()

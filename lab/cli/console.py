@@ -1,6 +1,7 @@
 """What every command shares: options, progress, output."""
 
 import json
+import logging
 import math
 import re
 import signal
@@ -54,6 +55,13 @@ time_limit_option = click.option(
 def say(text: str) -> None:
     """A line for people, on standard error: standard output is for results."""
     click.echo(text, err=True)
+
+
+class LogLines(logging.Handler):
+    """Shows what the code below logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
 
 
 def print_json(content: Any) -> None:

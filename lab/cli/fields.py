@@ -14,19 +14,38 @@ def fields() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """A section for the experiment's own fields, then one for each config inside it: its title and its rows."""
     own = {name: info for name, info in Experiment.model_fields.items() if not list(configs_in(info.annotation))}
     yield "Fields", [_row(name, info) for name, info in own.items()]
+    shown = {config for info in Experiment.model_fields.values() for config in configs_in(info.annotation)}
     for name, info in Experiment.model_fields.items():
         for config in configs_in(info.annotation):
             choice = config.model_fields.get("name")
             title = f"{name}={choice.default}" if choice else name
             about = " ".join((config.__doc__ or "").split("\n\n")[0].split()).removesuffix(".")
-            rows = [_row(f"{name}.{field}", each) for field, each in config.model_fields.items() if field != "name"]
-            yield f"{title}: {about}", rows
+            yield f"{title}: {about}", list(_rows(name, config, shown))
+
+
+def _rows(place: str, config: type[Config], shown: set[type[Config]]) -> Iterator[tuple[str, str]]:
+    """A row for each field of a config, and for those of configs inside it that are not `shown` on their own."""
+    for field, info in config.model_fields.items():
+        name, inside = f"{place}.{field}", list(configs_in(info.annotation))
+        if field == "name":
+            continue
+        if len(inside) != 1:
+            yield _row(name, info)
+        if get_origin(info.annotation) is dict and inside:
+            name += ".NAME"
+        for each in inside:
+            if each not in shown:
+                which = each.model_fields.get("name")
+                for row, text in _rows(name, each, shown):
+                    yield row, f"({which.default}) {text}" if which else text
 
 
 def _row(name: str, info: FieldInfo) -> tuple[str, str]:
     parts = [" ".join((info.description or "").split())]
     if info.default is not PydanticUndefined:
-        default = info.default.model_dump() if isinstance(info.default, Config) else info.default
+        default = info.default
+        if isinstance(default, Config):  # by name alone, as it can be given
+            default = getattr(default, "name", default.model_dump())
         parts.append(f"[default: {_plain(default)}]")
     elif info.default_factory is None:
         parts.append("[required]")
@@ -45,12 +64,16 @@ def _plain(value: Any) -> str:
 
 def _type(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if (configs := list(configs_in(annotation))) and origin is not dict:
+        return "|".join(str(each.model_fields["name"].default) for each in configs)
     if origin is Annotated:
         return _type(arguments[0])
     if origin is Literal:
         return "|".join(map(str, arguments))
     if origin is Union or origin is type(int | None):
         return "|".join(_type(each) for each in arguments)
+    if origin is tuple and Ellipsis in arguments:
+        return f"[{_type(arguments[0])}, ...]"
     if origin is tuple:
         return f"[{', '.join(map(_type, arguments))}]"
     if origin is dict:

@@ -1,12 +1,13 @@
 """The `lab` command."""
 
+import logging
 import sys
 
 import click
 
 from lab import __version__
 from lab.cli import bench, data, figures, models, sweep, train
-from lab.cli.console import fail, say
+from lab.cli.console import LogLines, fail, say
 from lab.errors import BadInput, Failure
 
 
@@ -15,7 +16,7 @@ from lab.errors import BadInput, Failure
 def cli() -> None:
     """When and why does predicting n future tokens at once beat predicting one?
 
-    Begin with `lab sweep run sweeps/demo.yaml --workers 2`, or look at what a model sees:
+    Begin with `lab sweep run sweeps/demo_stories.yaml --workers 2`, or look at what a model sees:
     `lab data show datasets/polynomials.yaml`.
 
     Exit status: 0 done, or stopped as asked; 1 ran and failed; 2 bad input; 130 interrupted.
@@ -28,6 +29,8 @@ for command in (data.data, models.models, train.train, sweep.sweep, figures.figu
 
 def main() -> None:
     """Run the command line; every error is one line, without a traceback."""
+    logging.getLogger("lab").addHandler(LogLines())
+    logging.getLogger("lab").setLevel(logging.INFO)
     try:
         cli(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

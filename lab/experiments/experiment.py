@@ -152,18 +152,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
     """`update` laid over `base`, mapping by mapping.
 
-    Naming another task or objective starts from that one's own defaults: nothing of the former's fields is kept.
+    Naming another task, objective or kind of tokens starts from its own defaults: nothing of the former's is kept.
     """
     merged = dict(base)
     for key, value in update.items():
         below = base.get(key)
-        if key in ("task", "objective"):
+        if key in ("task", "objective", "tokens"):
             value = {"name": value} if isinstance(value, str) else value
             below = {"name": below} if isinstance(below, str) else below
             if isinstance(value, dict) and isinstance(below, dict):
                 default = {"objective": "next_token"}.get(key)
                 below = below if value.get("name", below.get("name")) == below.get("name", default) else None
-        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        merged[key] = merge(below if isinstance(below, dict) else {}, value) if isinstance(value, dict) else value
     return merged
 
 

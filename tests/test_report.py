@@ -1,0 +1,91 @@
+"""Tables of a task whose slices are of mixed kinds, and that has several levels."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lab.cli.console import print_json
+from lab.cli.scores import print_scores
+from lab.errors import Failure
+from lab.report.tables import curves, score_tables, summarise, tidy
+from tests.made_up import LEVELS, TASK, WHOLE, stories
+
+STORIES: Any = TASK
+
+
+def test_a_tidy_table_of_slices_of_mixed_kinds() -> None:
+    _, finished = stories()
+    frame = tidy(finished)
+    given = sum(row["seen"] != "unseen" for _, result in finished for row in result["scores"])
+    assert (frame.seen != "unseen").sum() == given
+    assert set(frame.mention) == {"all", 2, 3, "10+"}
+    assert set(frame.non_embedding_parameters) == {12 * 5 * 128**2}
+    # Of a part without seen questions, all count as unseen; of pool names all are seen, but for one seed's.
+    unseen = frame[(frame.seen == "unseen") & (frame.mention == "all") & (frame.characters == "all")]
+    assert len(unseen[unseen.names == "fresh"]) == 9 * 4
+    assert set(unseen[unseen.names == "pool"].seed) == {0}
+
+
+def test_score_tables_of_several_levels_and_slices(capsys: pytest.CaptureFixture[str]) -> None:
+    _, finished = stories()
+    frame = tidy(finished)
+    chosen = frame[(frame.checkpoint == "final") & (frame.split == "test")]
+    tables = score_tables(chosen, ["objective.n"], STORIES)
+    assert [table["seen"] for table in tables] == ["all", "unseen", "seen"]
+    whole, unseen, seen = tables
+    for row in whole["rows"]:
+        values = [
+            score["second_token_accuracy"]
+            for cell, result in finished
+            for score in result["scores"]
+            if cell.axes["objective.n"] == row["objective.n"]
+            and {"names": row["names"], **WHOLE, "checkpoint": "final", "split": "test"}.items() <= score.items()
+        ]
+        assert (row["seeds"], row["examples"], len(values)) == (3, 600, 3)
+        assert row["mean"] == pytest.approx(np.mean(values))
+    assert {(row["level"], row["names"]): row["mean"] for row in whole["levels"]} == pytest.approx(
+        {(level, names): value for level, value in LEVELS.items() for names in ("fresh", "pool")}
+    )
+    assert {(row["names"], row["seeds"]) for row in unseen["rows"]} == {("fresh", 3), ("pool", 1)}
+    assert {(row["names"], row["seeds"]) for row in seen["rows"]} == {("pool", 3)}
+
+    print_json(tables)
+    assert json.loads(capsys.readouterr().out)[0]["levels"][0]["level"] == "oracle"
+    print_scores(tables, "test, final weights")
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("second token accuracy (%) by names") for line in lines) == 2
+    assert [line.split() for line in lines if "class copying" in line] == [["class", "copying", "52.0", "52.0"]] * 2
+    assert any("(1)" in line for line in lines), "a value of fewer seeds than its line says so"
+
+
+def test_tables_along_a_slice_of_mixed_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    _, finished = stories(seeds=2)
+    frame = tidy(finished)
+    chosen = frame[(frame.checkpoint == "final") & (frame.split == "test") & (frame.names == "fresh")]
+    (row, *_) = summarise(chosen[chosen.seen == "all"], ["n"], "mention", TASK.choice).to_dict("records")
+    assert row["mention"] == 2
+    by_mention: Any = type("ByMention", (), {**vars(TASK), "across": "mention", "slices": ("mention", "seen")})
+    tables = score_tables(chosen[chosen.characters == "all"], ["n"], by_mention)
+    print_scores(tables, "")
+    heading = next(line for line in capsys.readouterr().out.splitlines() if "seeds" in line)
+    assert heading.split() == ["n", "seeds", "2", "3", "10+", "all"]
+
+
+def test_curves_hold_every_evaluation_of_every_run() -> None:
+    _, finished = stories(ns=(1, 2), seeds=2, further={"model": [{"layers": 4, "width": 64, "heads": 4}]})
+    frame = curves(finished)
+    assert list(frame) == [
+        *("n", "seed", "identity", "non_embedding_parameters", "objective.n", "model"),
+        *("step", "tokens", "validation/loss_1", "validation/second_token_accuracy"),
+    ]
+    for cell, result in finished:
+        own = frame[frame.identity == cell.experiment.identity]
+        assert set(own.n) == {cell.axes["objective.n"]}
+        assert own.tokens.tolist() == [row["tokens"] for row in result["curve"]]
+        assert own["validation/second_token_accuracy"].tolist() == [
+            row["validation/second_token_accuracy"] for row in result["curve"]
+        ]
+    with pytest.raises(Failure, match="has no learning curve"):
+        curves(stories(curve=False)[1])
