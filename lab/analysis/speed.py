@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from lab.experiments.experiment import Experiment
-from lab.learning.data import examples_per_step, packed_batch, select
+from lab.learning.data import CHUNK, Steps, examples_per_step, packed_batch, select
 from lab.objectives import LanguageModel, build_model
 from lab.objectives.base import cross_entropy, targets
 from lab.tasks.base import Examples
@@ -54,6 +54,39 @@ def _by_sympy(expression: Expression, prime: int, degree: int) -> Any:
         "compose": lambda: operands[0].compose(operands[1]),
     }[name]()
     return value.rem(sympy.Poly(_X**degree, _X, modulus=prime))
+
+
+def preparation(experiment: Experiment, steps: int) -> dict[str, Any]:
+    """Tokens a second of preparing batches (generated, named, packed), against training on them; both on one thread.
+
+    Prepared is all that training generates at once; trained are `steps` steps of it, of which the median counts.
+    """
+    task = experiment.task.build()
+    model = build_model(experiment.model, experiment.objective, len(task.vocabulary), experiment.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    stream = iter(Steps(task, experiment.train, model.objective.n, 0, 0, np.empty(0, np.uint64)))
+    next(stream)  # builds what the task needs once
+    stream = iter(Steps(task, experiment.train, model.objective.n, 0, 1, np.empty(0, np.uint64)))
+    started = time.perf_counter()
+    batches = [next(stream).batch for _ in range(CHUNK // examples_per_step(task, experiment.train))]
+    prepared = (time.perf_counter() - started) / len(batches)
+    seconds = []
+    for batch in batches[: steps + 1]:
+        started = time.perf_counter()
+        sum(
+            (term.weight * term.loss for term in model.objective.terms(model.decoder, batch)), torch.zeros(())
+        ).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - started)
+    trained = float(np.median(seconds[1:]))  # the first warms up
+    tokens = float(np.mean([int((batch.documents >= 0).sum()) for batch in batches]))
+    return {
+        "task": experiment.task.name,
+        "tokens_per_second": tokens / prepared,
+        "training_tokens_per_second": tokens / trained,
+        "share_of_step": prepared / trained,
+    }
 
 
 def layouts(

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _SCAN = 200_000  # examples searched for a first fit before giving up on an unlimited split
 
+_FEW = 40  # tokens of a vocabulary that are listed
+
 
 @click.group()
 def data() -> None:
@@ -47,7 +49,7 @@ def show(
 ) -> None:
     """Show examples of RECIPE (a YAML file, e.g. datasets/polynomials.yaml).
 
-    OVERRIDES change its fields: task.pause=5, seed=3. `lab train --help` lists them all.
+    OVERRIDES change its fields: task.pause=5, task.tokens=bytes, seed=3. `lab train --help` lists them all.
     """
     from lab.experiments.experiment import load_experiment
 
@@ -58,7 +60,8 @@ def show(
     if size is not None and start >= size:
         raise BadInput(f"--start: {start} is not allowed: {split} has {size} examples, from 0 on")
     if not as_json:
-        click.echo(f"{len(task.vocabulary)} tokens: {' '.join(task.vocabulary)}")
+        few = task.vocabulary if len(task.vocabulary) <= _FEW else (*task.vocabulary[:_FEW], "…")
+        click.echo(f"{len(task.vocabulary)} tokens: {' '.join(few)}")
         click.echo(f"{split}: {size or 'unlimited'} examples of at most {task.longest(split)} tokens")
     for index, record in _records(task, split, experiment.seed, start, count, wanted):
         if as_json:

@@ -1,9 +1,13 @@
-"""What is learned. A new task is a file beside this and its config's name in `TaskConfig`.
+"""What is learned. A new task is a file beside this and its config's name in `TaskConfig`."""
 
-With a second task: `Annotated[Polynomials | Other, Field(discriminator="name")]`.
-"""
+from typing import Annotated
 
+from pydantic import Field
+
+from lab.tasks.mixture import Mixture
 from lab.tasks.polynomials import Polynomials
+from lab.tasks.stories import Stories
+from lab.tasks.text import Text
 
-TaskConfig = Polynomials
+TaskConfig = Annotated[Polynomials | Stories | Text | Mixture, Field(discriminator="name")]
 """The union of all tasks' configs, discriminated by `name`."""

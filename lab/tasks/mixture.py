@@ -1,0 +1,159 @@
+"""Training on several recipes at once, scored on one of them (Appendix J of arXiv 2404.19737: books and stories)."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from lab.config import Config
+from lab.errors import BadInput
+from lab.tasks.base import Examples, Row, Split, Task
+from lab.tasks.polynomials import Polynomials
+from lab.tasks.stories import Stories
+from lab.tasks.text import Text
+
+_MEASURED = 4096
+"""Examples of a part that its mean length is taken from."""
+_GRAIN = 2**24
+"""Shares of examples are multiples of 1 / this, so that counting is exact."""
+
+
+class Part(Config):
+    """One part of a mixture."""
+
+    weight: float = Field(gt=0)
+    """Its share of the training tokens, relative to the other parts'."""
+    task: Annotated[Polynomials | Stories | Text, Field(discriminator="name")]
+    """Its recipe; its name selects it."""
+
+
+class Mixture(Config):
+    """A weighted mixture of recipes, scored on one of them."""
+
+    name: Literal["mixture"] = "mixture"
+    parts: dict[str, Part] = Field(min_length=2)
+    """The parts, by names of your choice. A token that reads the same in two parts is the same token."""
+    scored: str
+    """The part whose validation and test sets are the mixture's."""
+
+    @model_validator(mode="after")
+    def _known(self) -> "Mixture":
+        if self.scored not in self.parts:
+            raise ValueError(f"scored: '{self.scored}' is not allowed: should be one of {', '.join(self.parts)}")
+        return self
+
+    def build(self) -> "MixtureTask":
+        """The task that this describes.
+
+        Raises:
+            BadInput: a part cannot be built.
+        """
+        tasks: dict[str, Task] = {}
+        for name, part in self.parts.items():
+            try:
+                tasks[name] = part.task.build()
+            except BadInput as error:
+                raise BadInput(str(error).replace("task.", f"task.parts.{name}.task.", 1)) from None
+        return MixtureTask(tasks, {name: part.weight for name, part in self.parts.items()}, self.scored)
+
+
+class MixtureTask:
+    """A mixture as a task. Parts take turns as evenly as their shares allow, each going through its own stream."""
+
+    def __init__(self, tasks: Mapping[str, Task], weights: Mapping[str, float], scored: str) -> None:
+        self._names = sorted(tasks, key=lambda name: (name != scored, name))  # the scored part keeps its token ids
+        self._tasks, self._weights = [tasks[name] for name in self._names], [weights[name] for name in self._names]
+        self._scored = tasks[scored]
+        self.choice, self.levels = self._scored.choice, self._scored.levels
+        self.slices, self.across = self._scored.slices, self._scored.across
+
+    @cached_property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The text of each token id: the scored part's, then what other parts have besides."""
+        return tuple(dict.fromkeys(text for task in self._tasks for text in task.vocabulary))
+
+    @cached_property
+    def _ids(self) -> list[NDArray[np.uint16]]:
+        """For each part, the mixture's id of each of its tokens."""
+        ids = {text: token for token, text in enumerate(self.vocabulary)}
+        return [np.array([ids[text] for text in task.vocabulary], np.uint16) for task in self._tasks]
+
+    @cached_property
+    def _shares(self) -> list[int]:
+        """Of the examples that are no earlier part's, each part's share, in grains; the last part has what is left."""
+        lengths = [float(task.examples("train", np.arange(_MEASURED), 0).lengths.mean()) for task in self._tasks]
+        rates = [weight / length for weight, length in zip(self._weights, lengths, strict=True)]
+        return [round(rates[k] / sum(rates[k:]) * _GRAIN) for k in range(len(rates) - 1)]
+
+    def size(self, split: Split) -> int | None:
+        """The number of examples; the scored part's, when not of training."""
+        return None if split == "train" else self._scored.size(split)
+
+    def longest(self, split: Split) -> int:
+        """An upper bound on the tokens of one example of a split."""
+        return max(task.longest(split) for task in (self._tasks if split == "train" else [self._scored]))
+
+    def turns(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Whose turn it is: the part [N] of each training example at `indices` [N], and its index [N] in that part."""
+        part, place = np.full(len(indices), len(self._tasks) - 1), indices.copy()
+        waiting = np.arange(len(indices))
+        for k, share in enumerate(self._shares):
+            before, after = ((place[waiting] + more) * share // _GRAIN for more in (0, 1))
+            taken = after > before
+            part[waiting[taken]] = k
+            place[waiting] = np.where(taken, before, place[waiting] - before)
+            waiting = waiting[~taken]
+        return part, place
+
+    def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
+        """The examples of a split at `indices` [N]; see `Task.examples`. Training examples have the slice `part`."""
+        if split != "train":
+            return self._scored.examples(split, indices, seed)
+        part, place = self.turns(indices)
+        rows = [np.flatnonzero(part == k) for k in range(len(self._tasks))]
+        told = [
+            task.examples(split, place[mine], seed) for task, mine in zip(self._tasks, rows, strict=True) if len(mine)
+        ]
+        present = [(k, mine) for k, mine in enumerate(rows) if len(mine)]
+        shape = (len(indices), max((each.tokens.shape[1] for each in told), default=0))
+        whole = Examples(
+            tokens=np.zeros(shape, np.uint16),
+            lengths=np.zeros(len(indices), np.int64),
+            trained=np.zeros(shape, np.bool_),
+            scored=np.zeros(shape, np.bool_),
+            slices={"part": np.array(self._names)[part]},
+            keys=np.zeros((len(indices), max((each.keys.shape[1] for each in told), default=0)), np.uint64),
+            marks={},
+        )
+        for (k, mine), each in zip(present, told, strict=True):
+            inside = np.arange(each.tokens.shape[1]) < each.lengths[:, None]
+            whole.tokens[mine, : each.tokens.shape[1]] = self._ids[k][each.tokens] * inside
+            whole.lengths[mine] = each.lengths
+            whole.trained[mine, : each.tokens.shape[1]] = each.trained
+            whole.keys[mine, : each.keys.shape[1]] = each.keys
+        return whole
+
+    def record(self, examples: Examples, row: int) -> dict[str, Any]:
+        """Example `row`: of evaluation as the scored part has it; of training its `part`, `text` and `tokens`."""
+        if "part" not in examples.slices:
+            return self._scored.record(examples, row)
+        tokens = examples.tokens[row, : examples.lengths[row]].tolist()
+        part = str(examples.slices["part"][row])
+        own = {int(whole): token for token, whole in enumerate(self._ids[self._names.index(part)])}
+        text = self._tasks[self._names.index(part)].text([own[token] for token in tokens])
+        return {"part": part, "text": text, "tokens": tokens}
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Tokens of an example of the scored part, as people read them."""
+        return self._scored.text(tokens)
+
+    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[Row]:
+        """The scored part's table."""
+        return self._scored.score(examples, predicted, seen)
+
+    def summary(self, rows: list[Row]) -> dict[str, float]:
+        """The scored part's summary."""
+        return self._scored.summary(rows)

@@ -1,0 +1,111 @@
+"""What is computed once and read by many: folders of arrays under `$XDG_CACHE_HOME/mtp-lab` or `~/.cache/mtp-lab`.
+
+A folder is named by the hash of a key that says everything that shapes its content. It is whole or not there: built
+beside its place under an exclusive lock, then renamed. The folder can be deleted at any time.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from lab.errors import Failure
+
+_CONTENT = "content.json"
+"""The key and the size of every file, written last."""
+
+
+def root() -> Path:
+    """Where the folders are."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtp-lab"
+
+
+def folder(key: str, build: Callable[[Path], None]) -> Path:
+    """The folder of `key`, built if it is not there or misses something.
+
+    Args:
+        key: says everything that shapes the content.
+        build: fills an empty folder. Other processes that want the same wait; if this one is killed, one goes on.
+
+    Raises:
+        Failure: the cache cannot be read or written.
+    """
+    place = root() / hashlib.sha256(key.encode()).hexdigest()[:32]
+    if _is_whole(place):
+        return place
+    try:
+        root().mkdir(parents=True, exist_ok=True)
+        with place.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_whole(place):
+                fresh = place.with_suffix(".new")
+                for leftover in (fresh, place):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                fresh.mkdir()
+                try:
+                    build(fresh)
+                    content = {"key": key, "files": {file.name: file.stat().st_size for file in fresh.iterdir()}}
+                    (fresh / _CONTENT).write_text(json.dumps(content))
+                    fresh.rename(place)
+                except BaseException:
+                    shutil.rmtree(fresh, ignore_errors=True)
+                    raise
+    except OSError as error:
+        raise Failure(f"{error.filename or place}: the cache cannot be used: {error.strerror}") from None
+    return place
+
+
+def _is_whole(place: Path) -> bool:
+    try:
+        files = json.loads((place / _CONTENT).read_text())["files"]
+        return all((place / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+
+
+def mapped(file: Path) -> NDArray[Any]:
+    """An array of a folder, read from disk where it is looked at.
+
+    Raises:
+        Failure: it vanished or is damaged.
+    """
+    try:
+        return np.asarray(np.load(file, mmap_mode="r"))
+    except (OSError, ValueError):
+        raise Failure(f"{file}: vanished or damaged; delete {file.parent} and run again") from None
+
+
+class Appending:
+    """A one-dimensional .npy file that is written part by part; use as a context."""
+
+    def __init__(self, path: Path, dtype: DTypeLike) -> None:
+        self._dtype, self._count = np.dtype(dtype), 0
+        self._file = path.open("wb")
+        self._header()
+
+    def _header(self) -> None:
+        # The format leaves room in the header for a first axis that grows, so it can be written over.
+        kind = np.lib.format.dtype_to_descr(self._dtype)
+        np.lib.format.write_array_header_1_0(
+            self._file, {"descr": kind, "fortran_order": False, "shape": (self._count,)}
+        )
+
+    def add(self, part: NDArray[Any]) -> None:
+        """Append a part [N]."""
+        self._count += len(part)
+        self._file.write(np.ascontiguousarray(part, self._dtype).data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.seek(0)
+        self._header()
+        self._file.close()
