@@ -1,5 +1,5 @@
 # make install: the environment (.venv, with the `lab` command in .venv/bin)
-# make demo:    train n = 1 and n = 4 on a small ring, then a table and a figure (minutes, 2 CPU cores)
+# make demo:    both tasks, small: n = 1 and 4 on polynomials, n = 1 and 2 on stories; tables and figures (minutes)
 # make test:    lint, types, import layers, tests
 # make figures: every figure from stored results
 # make lock:    renew constraints.txt from what is installed
@@ -19,8 +19,10 @@ install: .venv/installed
 	@touch $@
 
 demo: install
-	$(BIN)/lab sweep run sweeps/demo.yaml --workers 2
-	$(BIN)/lab figures polynomials_by_operations --sweep sweeps/demo.yaml
+	$(BIN)/lab sweep run sweeps/demo_polynomials.yaml --workers 2
+	$(BIN)/lab figures polynomials_by_operations --sweep sweeps/demo_polynomials.yaml
+	$(BIN)/lab sweep run sweeps/demo_stories.yaml --workers 2
+	$(BIN)/lab figures induction_curves --sweep sweeps/demo_stories.yaml
 
 test: install
 	$(BIN)/ruff check .
