@@ -284,7 +284,19 @@ def test_differences_are_paired_by_seed() -> None:
     expected = stats.ttest_rel([0.15, 0.6, 0.97], [0.1, 0.5, 0.9]).confidence_interval(0.95)
     assert (row["n"], row["m"], row["seeds"]) == (2, 3, 3)
     assert (row["mean"], row["low"], row["high"]) == pytest.approx((0.22 / 3, expected.low, expected.high))
+    assert row["less"] == {"n": 1}
     assert paired_differences(frame[frame.n == 1], ["n"], "m", "x").empty
+
+
+def test_objectives_are_compared_where_all_else_is_equal() -> None:
+    cells = [(n, width, seed) for seed in (0, 1) for n in (1, 2) for width in (32, 64)]
+    frame = pd.DataFrame(cells, columns=["objective.n", "model.width", "seed"]).assign(m=3)
+    frame["x"] = frame["objective.n"] * frame["model.width"] / 100 + frame.seed
+    rows = paired_differences(frame, ["objective.n", "model.width"], "m", "x").to_dict("records")
+    assert [(row["model.width"], row["objective.n"], row["less"], row["mean"]) for row in rows] == [
+        (32, 2, {"objective.n": 1, "model.width": 32}, pytest.approx(0.32)),
+        (64, 2, {"objective.n": 1, "model.width": 64}, pytest.approx(0.64)),
+    ]
 
 
 def test_a_missing_cell_names_the_command_that_fills_it(finished: tuple[str, str], tmp_path: Path) -> None:

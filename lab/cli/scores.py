@@ -13,7 +13,7 @@ from rich.table import Table
 def print_scores(tables: list[dict[str, Any]], caption: str) -> None:
     """Print each table of `lab.report.tables.score_tables`: a row an arm, a column a slice.
 
-    In percent: the mean over seeds ± half of its 95 % interval; then each arm less the first, paired by seed. Where a
+    In percent: the mean over seeds ± half of its 95 % interval; then differences, paired by seed. Where a
     value rests on fewer seeds than its line, their number stands in brackets. Dim lines are the task's levels.
     """
     out = Console()
@@ -30,9 +30,8 @@ def print_scores(tables: list[dict[str, Any]], caption: str) -> None:
         shown.add_column("seeds", justify="right")
         for value in values:
             shown.add_column(str(value), justify="right")
-        first = tuple(table["rows"][0][arm] for arm in arms)
         _add_arms(shown, table["rows"], arms, across, values, lambda row: _percent(row, ""))
-        _add_arms(shown, table["differences"], arms, across, values, lambda row: _percent(row, "+"), first)
+        _add_arms(shown, table["differences"], arms, across, values, lambda row: _percent(row, "+"))
         own = ["level", *(arm for arm in arms if arm.startswith("task."))]
         for key in dict.fromkeys(tuple(row[name] for name in own) for row in table["levels"]):
             levels = {row[across]: row for row in table["levels"] if tuple(row[name] for name in own) == key}
@@ -52,12 +51,15 @@ def _add_arms(
     across: str,
     values: list[Any],
     write: Callable[[dict[str, Any]], str],
-    less: tuple[Any, ...] | None = None,
 ) -> None:
-    """A line for each arm; for each arm less `less`, if that is given."""
+    """A line for each arm, or for each difference of arms."""
     for key in dict.fromkeys(tuple(row[arm] for arm in arms) for row in rows):
         cells = {row[across]: row for row in rows if tuple(row[arm] for arm in arms) == key}
-        names = map(str, key) if less is None else (f"{one} − {other}" for one, other in zip(key, less, strict=True))
+        less = next(iter(cells.values())).get("less", {})
+        names = (
+            f"{one} − {less[arm]}" if less.get(arm, one) != one else str(one)
+            for arm, one in zip(arms, key, strict=True)
+        )
         seeds = max(row["seeds"] for row in cells.values())
         written = {value: write(row) for value, row in cells.items()}
         fewer = {value: f"{written[value]} ({row['seeds']})" for value, row in cells.items() if row["seeds"] < seeds}

@@ -97,20 +97,25 @@ def summarise(frame: pd.DataFrame, arms: list[str], across: str, measure: str) -
 
 
 def paired_differences(frame: pd.DataFrame, arms: list[str], across: str, measure: str) -> pd.DataFrame:
-    """Each arm less the first one, seed by seed: arms that share a seed share its data and much of its initial weights.
+    """Each arm less another, seed by seed: arms that share a seed share its data and much of its initial weights.
 
-    Columns as of `summarise`, `examples` left out; no rows when there is one arm, or none of its seeds is the first's.
+    Where `arms` are about the objective and about something else, the other is the first objective with the same of
+    that; otherwise it is the first arm.
+
+    Columns as of `summarise`, `examples` left out, and `less`: what the other arm has in place of each of `arms`. No
+    rows when there is one arm, or none of its seeds is the other's.
     """
-    if not arms:
-        return pd.DataFrame()
-    by_arm = {key: group.set_index([across, "seed"])[measure] for key, group in frame.groupby(arms, sort=False)}
-    first = next(iter(by_arm.values()), None)
+    compared = [arm for arm in arms if arm.split(".")[0] == "objective"] or arms
+    within = [arm for arm in arms if arm not in compared]
     rows: list[dict[str, Any]] = []
-    for key, scores in list(by_arm.items())[1:]:
-        differences = (scores - first).dropna()
-        for value, group in differences.groupby(level=across):
-            names = dict(zip([*arms, across], (*key, value), strict=True))
-            rows.append({**names, **interval(group.to_numpy(float))._asdict(), "seeds": len(group)})
+    for _, part in frame.groupby(within, sort=False) if within else [((), frame)]:
+        base, *others = (group for _, group in part.groupby(compared, sort=False)) if compared else (part,)
+        for group in others:
+            scores, than = (each.set_index([across, "seed"])[measure] for each in (group, base))
+            for value, differences in (scores - than).dropna().groupby(level=across):
+                about, less = ({arm: each[arm].tolist()[0] for arm in arms} for each in (group, base))
+                spread = interval(differences.to_numpy(float))._asdict()
+                rows.append({**about, across: value, "less": less, **spread, "seeds": len(differences)})
     return pd.DataFrame(rows)
 
 
