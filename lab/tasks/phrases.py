@@ -474,7 +474,7 @@ EVENTS: dict[str, tuple[int, tuple[str, ...]]] = {
         ),
     ),
     "magic": (
-        12,
+        70,
         (
             "\"{magic}!\" {A} sang {how}.",
             "{S} said the magic words, \"{magic}!\"",

@@ -425,6 +425,8 @@ class _Telling:
             weights[_EVENTS[name]] = possible
         weights *= _book().weight[:, None] << np.uint32(6)
         weights >>= self.stale
+        magic = _EVENTS["magic"]
+        weights[magic] <<= np.uint32(2) * (self.times[:, magic] == 1).astype(np.uint32)  # a refrain comes back
         weights[self.event, rows] *= self.event == _EVENTS["meet"]  # nothing else twice in a row
         return weights
 

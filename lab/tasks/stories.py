@@ -26,13 +26,13 @@ class Stories(Config):
     """How characters are named."""
     characters: tuple[int, int] = (1, 4)
     """The fewest and the most characters of a story; uniform between. (Short stories end before all are met.)"""
-    length: tuple[int, int] = (64, 128)
+    length: tuple[int, int] = (96, 160)
     """Where stories end: each has a bound in tokens, uniform between these, and ends with the last sentence that fits.
     Bytes need about five times as many as words, BPE about twice."""
     pronouns: Share = 0.3
     """The share of "he" and "she" where a sentence's subject could be one; fewer pronouns, more mentions."""
     refrains: Share = 0.3
-    """The share of stories with a refrain: six random name tokens, sung again and again."""
+    """The share of stories with a refrain: six random name tokens, sung again and again (as far as length allows)."""
     validation_examples: int = Field(default=100, ge=1)
     """Validation stories; each is told with fresh and with pool names."""
     test_examples: int = Field(default=100, ge=1)
