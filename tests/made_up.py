@@ -13,7 +13,7 @@ from lab.tasks.base import Row
 
 TASK = SimpleNamespace(
     choice="second_token_accuracy",
-    levels=("oracle", "class_copying", "chance"),
+    levels=("class_copying", "oracle", "chance"),
     slices=("names", "mention", "characters", "tokens", "seen"),
     across="names",
 )

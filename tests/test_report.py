@@ -4,12 +4,14 @@ import json
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 
 from lab.cli.console import print_json
 from lab.cli.scores import print_scores
 from lab.errors import Failure
-from lab.report.tables import curves, score_tables, summarise, tidy
+from lab.report.tables import curves, past, score_tables, summarise, tidy
 from tests.made_up import LEVELS, TASK, WHOLE, stories
 
 STORIES: Any = TASK
@@ -52,12 +54,41 @@ def test_score_tables_of_several_levels_and_slices(capsys: pytest.CaptureFixture
     assert {(row["names"], row["seeds"]) for row in seen["rows"]} == {("pool", 3)}
 
     print_json(tables)
-    assert json.loads(capsys.readouterr().out)[0]["levels"][0]["level"] == "oracle"
+    assert json.loads(capsys.readouterr().out)[0]["levels"][0]["level"] == STORIES.levels[0]
     print_scores(tables, "test, final weights")
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("second token accuracy (%) by names") for line in lines) == 2
-    assert [line.split() for line in lines if "class copying" in line] == [["class", "copying", "52.0", "52.0"]] * 2
+    assert [line.split() for line in lines if line.split()[:2] == ["class", "copying"]] == [
+        ["class", "copying", "52.0", "52.0"]
+    ] * 2
     assert any("(1)" in line for line in lines), "a value of fewer seeds than its line says so"
+
+
+def test_a_seed_is_past_a_level_if_its_interval_is() -> None:
+    right, count = np.array([50, 60, 61, 100]), 100
+    low = [stats.binomtest(int(k), count).proportion_ci(0.95, "wilson").low for k in right]
+    frame = pd.DataFrame({"accuracy": right / count, "count": count})
+    for level in (0.4, 0.5, 0.513, 0.96, 0.97):
+        expected = [each > level for each in low]
+        assert past(frame.accuracy, frame["count"], pd.Series([level] * 4)).tolist() == expected
+
+    _, finished = stories()
+    frame = tidy(finished)
+    chosen = frame[(frame.checkpoint == "final") & (frame.split == "test")]
+    whole, *_ = score_tables(chosen, ["objective.n"], STORIES)
+    for row in whole["rows"]:
+        mine = chosen[
+            (chosen["objective.n"] == row["objective.n"]) & (chosen.names == row["names"]) & (chosen.seen == "all")
+        ]
+        mine = mine[(mine[list(WHOLE)] == "all").all(axis=1)]
+        lows = [
+            stats.binomtest(round(each.second_token_accuracy * each["count"]), each["count"]).proportion_ci(
+                0.95, "wilson"
+            )
+            for _, each in mine.iterrows()
+        ]
+        levels = mine[STORIES.levels[0]]
+        assert row["past"] == sum(each.low > level for each, level in zip(lows, levels, strict=True))
 
 
 def test_tables_along_a_slice_of_mixed_kinds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,13 +24,16 @@ def print_scores(tables: list[dict[str, Any]], caption: str) -> None:
         values = sorted({row[across] for row in table["rows"]}, key=lambda value: (isinstance(value, str), value))
         which = "" if table["seen"] == "all" else f", {table['seen']} questions"
         title = f"{table['measure'].replace('_', ' ')} (%) by {across}: {caption}{which}"
-        shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        shown = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
         for arm in arms:
             shown.add_column(arm, justify="right")
         shown.add_column("seeds", justify="right")
         for value in values:
             shown.add_column(str(value), justify="right")
         _add_arms(shown, table["rows"], arms, across, values, lambda row: _percent(row, ""))
+        first = table["levels"][0]["level"].replace("_", " ")
+        shown.caption = f"past: seeds above {first}, by the 95 % interval over their examples"
+        _add_arms(shown, table["rows"], arms, across, values, lambda row: f"{row['past']} past")
         _add_arms(shown, table["differences"], arms, across, values, lambda row: _percent(row, "+"))
         own = ["level", *(arm for arm in arms if arm.startswith("task."))]
         for key in dict.fromkeys(tuple(row[name] for name in own) for row in table["levels"]):

@@ -83,6 +83,17 @@ def _about(cell: Cell, result: Result) -> Row:
     }
 
 
+def past(accuracy: "pd.Series[float]", count: "pd.Series[int]", level: "pd.Series[float]") -> "pd.Series[bool]":
+    """Whether each accuracy over `count` examples lies above its level, by the lower end of its 95 % interval.
+
+    The interval is Wilson's, for examples that are independent; level is taken as exact.
+    """
+    z = 1.96
+    middle = accuracy + z**2 / (2 * count)
+    half = z * np.sqrt(accuracy * (1 - accuracy) / count + z**2 / (4 * count**2))
+    return (middle - half) / (1 + z**2 / count) > level
+
+
 def summarise(frame: pd.DataFrame, arms: list[str], across: str, measure: str) -> pd.DataFrame:
     """Mean and interval of `measure` over seeds, for each arm and each value of `across`.
 
@@ -125,8 +136,9 @@ def score_tables(frame: pd.DataFrame, arms: list[str], task: Task) -> list[dict[
     One table for all examples, and where some questions were trained on, one for seen and one for unseen questions.
 
     Returns:
-        JSON types: `seen`, `measure`, `across`, `arms` (columns), `rows` (as of `summarise`), `differences` (as of
-        `paired_differences`), and `levels` (rows as of `summarise` by the task's own axes, `level` naming the measure).
+        JSON types: `seen`, `measure`, `across`, `arms` (columns), `rows` (as of `summarise`, and in `past` how many of
+        the seeds are past the task's first level), `differences` (as of `paired_differences`), and `levels` (rows as of
+        `summarise` by the task's own axes, `level` naming the measure).
     """
     others = [name for name in task.slices if name not in (task.across, "seen")]
     whole = frame[(frame[others] == "all").all(axis=1)]
@@ -142,13 +154,16 @@ def score_tables(frame: pd.DataFrame, arms: list[str], task: Task) -> list[dict[
             for level in task.levels
             for row in summarise(part, own, task.across, level).to_dict("records")
         ]
+        beyond = part.assign(past=past(part[task.choice], part["count"], part[task.levels[0]]))
+        rows = summarise(part, arms, task.across, task.choice)
+        rows["past"] = beyond.groupby([*arms, task.across], sort=True).past.sum().to_numpy()
         tables.append(
             {
                 "seen": seen,
                 "measure": task.choice,
                 "across": task.across,
                 "arms": arms,
-                "rows": summarise(part, arms, task.across, task.choice).to_dict("records"),
+                "rows": rows.to_dict("records"),
                 "differences": paired_differences(part, arms, task.across, task.choice).to_dict("records"),
                 "levels": levels,
             }

@@ -51,7 +51,7 @@ class Task(Protocol):
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """The columns of `score`'s rows that say what needs no learning, or bound what learning can reach."""
+        """Columns of `score`'s rows to compare with: first what needs no learning, then others (the best possible)."""
 
     @property
     def slices(self) -> tuple[str, ...]:

@@ -216,7 +216,7 @@ class StoryTask:
     """Stories of a source, named and scored; see the module's documentation."""
 
     choice = "second_token_accuracy"
-    levels: tuple[str, ...] = ("oracle", "class_copying", "chance")
+    levels: tuple[str, ...] = ("class_copying", "oracle", "chance")
     slices: tuple[str, ...] = ("names", "mention", "characters", "tokens", "seen")
     across = "names"
 
