@@ -96,7 +96,8 @@ def _one_line(config: type[Config], mapping: dict[str, Any], error: ErrorDetails
     owners = [config]  # the configs that the next part may be a field of
     structured = True  # whether a config is meant to be there
     *_, last = error["loc"] or ("",)
-    for part in error["loc"]:
+    for position, part in enumerate(error["loc"], start=1):
+        at_end = position == len(error["loc"])
         if part == "[key]":
             value, structured = place.pop(), False
             continue
@@ -106,10 +107,10 @@ def _one_line(config: type[Config], mapping: dict[str, Any], error: ErrorDetails
         if inside:
             value = value[part]
         tag = not inside and len(owners) > 1 and part in (each.model_fields["name"].default for each in owners)
-        if inside or (part == last and not tag):
+        if inside or (at_end and not tag):
             place.append(str(part))
         fields = [each.model_fields[str(part)] for each in owners if str(part) in each.model_fields]
-        if fields and part != last:
+        if fields and not at_end:
             owners = list(configs_in(fields[0].annotation))
         elif tag:  # which pydantic puts before the fields of a union's member
             owners = [each for each in owners if each.model_fields["name"].default == part]
@@ -133,7 +134,9 @@ def _one_line(config: type[Config], mapping: dict[str, Any], error: ErrorDetails
         return f"{field}: {context['error']}".removeprefix(": ")
     allowed = str(context["error"]) if kind == "value_error" else error["msg"].removeprefix("Input ")
     allowed = allowed.replace("valid array", "list").replace("an object", "a mapping")
-    allowed = allowed.removeprefix("Dictionary ").removeprefix("List ").replace(" after validation", "")
+    for words_of_pydantic in ("Dictionary ", "List ", "Tuple ", "String "):
+        allowed = allowed.removeprefix(words_of_pydantic)
+    allowed = allowed.replace(" after validation", "")
     words = [word.strip("' ") for word in str(context.get("expected", "")).replace(" or ", ",").split(",")]
     return f"{field}: {given} is not allowed: {allowed}{did_you_mean(value, words) if words != [''] else ''}"
 

@@ -109,7 +109,7 @@ def test_a_richer_part_shows_the_tokens_that_stories_lack() -> None:
         ({"parts": {"a": {"weight": 1, "task": {"name": "stories"}}}, "scored": "a"}, "parts: .* at least 2 items"),
         (
             {"parts": {k: {"weight": 1, "task": {"name": "stories"}} for k in "ab"}, "scored": "c"},
-            "scored: 'c' is not allowed: should be one of a, b",
+            'scored: "c" is not allowed: should be one of a, b',
         ),
         (
             {"parts": {"a": {"weight": 0, "task": {"name": "stories"}}, "b": {"weight": 1}}, "scored": "a"},

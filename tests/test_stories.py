@@ -342,3 +342,12 @@ def test_a_bigram_table_knows_the_pool_alone() -> None:
     assert found["pool"]["second_token_accuracy"] > 0.95
     assert found["fresh"]["second_token_accuracy"] < 0.05
     assert found["fresh"]["chance"] == pytest.approx(1 / 180)
+
+
+def test_a_pool_of_which_few_names_take_all_still_names_everyone() -> None:
+    task = Stories(characters=(4, 4), names=Names(zipf=10.0, fresh=0.0, ambiguity=20)).build()
+    examples = task.examples("train", np.arange(500), 0)
+    assert task.examples("test", np.arange(200), 0).scored.any()
+    for row in range(50):
+        names = list(task.record(examples, row)["names"].values())
+        assert len({first for first, _ in names}) == len(names)

@@ -27,6 +27,7 @@ from lab.tasks.base import Split
 from lab.tasks.draws import draws
 from lab.tasks.text import Text, TextSource
 from lab.tasks.tokens import pieces
+from tests.conftest import tiny
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 SEPARATOR = "\n<|endoftext|>\n"
@@ -477,6 +478,8 @@ def bad(folder: Path, case: str) -> dict[str, Any]:
             return {"files": [str(table)]}
         case "no names":
             path.write_text("Once upon a time.\n<|endoftext|>\nThe end.")
+        case "one":
+            return {"files": [str(path)], "separator": "====="}
         case "few":
             return {"files": [str(path)], "test_examples": 60}
         case "short":
@@ -497,6 +500,7 @@ def bad(folder: Path, case: str) -> dict[str, Any]:
         ("column", "task.column: 'text' is not allowed: {folder}/t.parquet has story, id"),
         ("numbers", "task.column: 'text' is not allowed: in {folder}/t.parquet it holds int64, not text"),
         ("no names", "tales.txt are not allowed: no story names a character twice"),
+        ("one", "task.separator: '=====' is not allowed: it leaves {folder}/tales.txt one story"),
         ("few", "task.test_examples: 60 and 8 validation_examples are not allowed: 96 of 120 different stories"),
         ("short", "in parts of 16 tokens, "),
     ],
@@ -532,6 +536,39 @@ def test_building_reads_nothing(tmp_path: Path, cache: Path) -> None:
     task = config(corpus_file(tmp_path)).build()
     assert task.longest("train") == 256
     assert not cache.exists()
+
+
+def test_text_columns_of_every_kind_are_read(tmp_path: Path) -> None:
+    stories, table = [f"Mira {number}." for number in range(3)], tmp_path / "t.parquet"
+    plain = pyarrow.array(stories)
+    for column in (plain, plain.dictionary_encode(), plain.cast(pyarrow.large_string())):
+        parquet.write_table(pyarrow.table({"text": column}), table)
+        assert [story for story, _ in corpus.stories([table], "text", "")] == stories
+
+
+@pytest.mark.parametrize("names", [{"shared": True}, {"unseen": 0.1}])
+def test_names_that_tokens_cannot_have_are_refused_before_anything_is_read(
+    tmp_path: Path, names: dict[str, Any]
+) -> None:
+    with pytest.raises(BadInput, match=rf"task\.names\.{next(iter(names))}: .* is not allowed"):
+        config(corpus_file(tmp_path), tokens={"name": "bpe"}, names=names).build()
+
+
+def test_a_run_that_is_refused_late_leaves_nothing(tmp_path: Path) -> None:
+    mapping = tiny().model_dump(mode="json")
+    mapping["task"] = {"name": "text", "files": [str(corpus_file(tmp_path))], "test_examples": 60, "length": 32}
+    with pytest.raises(BadInput, match=r"task\.test_examples: 60"):
+        execute(experiment_from(mapping, "text"), tmp_path / "runs")
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_where_the_files_are_is_no_part_of_the_identity(tmp_path: Path) -> None:
+    one = corpus_file(tmp_path)
+    other = tmp_path / "other.txt"
+    other.write_bytes(one.read_bytes())
+    assert canonical(config(one)) == canonical(config(other))
+    other.write_bytes(one.read_bytes() + b"More.\n")
+    assert canonical(config(one)) != canonical(config(other))
 
 
 # --- the whole way ---

@@ -36,7 +36,9 @@ def data(count: int, as_json: bool) -> None:
             click.echo(f"m = {operations:>2}: {ours:>11,.0f} expressions/s, sympy {theirs:>6,.0f} /s, {ratio:,.0f} ×")
     for name in ("demo_polynomials", "demo_stories"):
         batches.append(preparation(load_sweep(f"sweeps/{name}.yaml", "cpu").cells[0].experiment, steps=20))
-        task, ours, theirs, share = batches[-1].values()
+        task, ours, theirs, share = (
+            batches[-1][name] for name in ("task", "tokens_per_second", "training_tokens_per_second", "share_of_step")
+        )
         if not as_json:
             click.echo(f"{task}: prepares {ours:,.0f} tokens/s, trains {theirs:,.0f} /s: {100 * share:.2f} % of a step")
     if as_json:

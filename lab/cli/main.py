@@ -46,4 +46,4 @@ def main() -> None:
     except OSError as error:
         fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, click.Abort):
-        fail("interrupted; the same command goes on from the last checkpoint", 130)
+        fail("interrupted; a run goes on from its last checkpoint when the command is given again", 130)

@@ -7,6 +7,7 @@ complete or absent: each is written beside its place and moved there.
 import fcntl
 import json
 import os
+import shutil
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ class RunDirectory:
             Busy: another process holds it.
             Failure: the store cannot be written, or something failed inside.
         """
+        fresh = not self.path.exists()
         try:
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
             lock = (self.path / "lock").open("w")
@@ -64,6 +66,8 @@ class RunDirectory:
                 self.failure.unlink(missing_ok=True)
                 yield
             except BadInput:
+                if fresh:  # what cannot be run leaves nothing behind
+                    shutil.rmtree(self.path)
                 raise
             except Exception as error:
                 reason = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"

@@ -140,7 +140,7 @@ def _decoded(file: Path, text: bytes, offset: int) -> str:
 
 def _of_parquet(file: Path, column: str) -> Iterator[tuple[str, float]]:
     import pyarrow
-    from pyarrow import parquet
+    from pyarrow import parquet, types
 
     try:
         with parquet.ParquetFile(file) as table:
@@ -148,7 +148,8 @@ def _of_parquet(file: Path, column: str) -> Iterator[tuple[str, float]]:
             if column not in schema.names:
                 raise BadInput(f"task.column: '{column}' is not allowed: {file} has {', '.join(schema.names)}")
             kind = schema.field(column).type
-            if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+            coded = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+            if not any(is_text(coded) for is_text in (types.is_string, types.is_large_string, types.is_string_view)):
                 raise BadInput(f"task.column: '{column}' is not allowed: in {file} it holds {kind}, not text")
             read = 0
             for batch in table.iter_batches(batch_size=_ROWS, columns=[column]):

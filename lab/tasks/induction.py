@@ -8,9 +8,10 @@ Evaluation stories are told twice: with fresh names, and with names of the pool.
 token, which is in no refrain there, so that nothing but an unknown second token keeps induction on names from being
 always right. (With shared tokens, a first token may be another name's second one.)
 
-Hold-out: where all fresh test names together are at most 1 % of the pairs that can be a name, training and validation
-never use them. A larger part is not held out, as that would be a rule worth learning. Scores are split into pairs that
-occurred in training and pairs that did not, as counted.
+Hold-out: where all fresh test names together are at most 1 % of the pairs that can be a name, no name in training or
+validation is one of them (in a refrain two neighbouring tokens may happen to be). A larger part, as with bytes and BPE,
+is not held out: that would be a rule worth learning. Validation names may occur in training. Scores are split into
+pairs that occurred in training and pairs that did not, as counted.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from typing import Annotated, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lab.config import Config
 from lab.errors import BadInput
@@ -31,10 +32,16 @@ from lab.tasks.tokens import Bpe, Tokenizer, Tokens, Words
 REFRAIN = 3
 """The name-like pairs of tokens in a story's refrain."""
 SYLLABLES = 180
+MOST_SYLLABLES = 2000
+"""Syllables of a word vocabulary; few enough that all differ from words."""
 HELD_OUT = 0.01
 """The largest share of all pairs that test names may be and still be held out."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+_PATIENCE = 16
+"""Times that names which do not fit are drawn again by their frequencies."""
 
 
 class Names(Config):
@@ -50,7 +57,7 @@ class Names(Config):
     """How many names of the pool share a first token; at 1 the first token determines the second."""
     shared: bool | None = None
     """Whether the same tokens are first and second ones. Null: yes with words and bytes; BPE cannot."""
-    syllables: int | None = Field(default=None, ge=8, le=1500)
+    syllables: int | None = Field(default=None, ge=8, le=1600)
     """The number of tokens that training names use in each place. Null: 180, or what bytes and BPE have."""
     unseen: Share = 0.0
     """The share of tokens in fresh validation and test names that no training name has; only with words, whose
@@ -60,6 +67,25 @@ class Names(Config):
         """How many syllables the word vocabulary holds."""
         each = self.syllables or SYLLABLES
         return (each + each // 4) * (2 if self.shared is False else 1)
+
+    @model_validator(mode="after")
+    def _enough(self) -> "Names":
+        if self.syllable_tokens() > MOST_SYLLABLES:
+            raise ValueError(
+                f"syllables: {self.syllables} is not allowed with shared false: at most {MOST_SYLLABLES * 2 // 5}"
+            )
+        return self
+
+    def check(self, tokens: Tokens) -> None:
+        """Refuse what a kind of tokens cannot have.
+
+        Raises:
+            BadInput: tokens to spare, or tokens shared between the two places, where there are none.
+        """
+        if self.unseen and not isinstance(tokens, Words):
+            raise BadInput(f"task.names.unseen: {self.unseen} is not allowed: only word tokens have some to spare")
+        if self.shared and isinstance(tokens, Bpe):
+            raise BadInput("task.names.shared: true is not allowed: a BPE name's first token has a capital")
 
 
 @dataclass(frozen=True)
@@ -116,10 +142,7 @@ class NameLaw:
         Raises:
             BadInput: there are not so many tokens or names.
         """
-        if config.unseen and not isinstance(tokens, Words):
-            raise BadInput(f"task.names.unseen: {config.unseen} is not allowed: only word tokens have some to spare")
-        if config.shared and isinstance(tokens, Bpe):
-            raise BadInput("task.names.shared: true is not allowed: a BPE name's first token has a capital")
+        config.check(tokens)
         self.config, self.characters = config, characters
         shared = config.shared if config.shared is not None else not isinstance(tokens, Bpe)
         firsts, seconds = tokenizer.name_tokens(shared)
@@ -179,7 +202,7 @@ class NameLaw:
             unseen: the share of tokens in fresh names that training does without.
             free: whether names that are held out may occur.
         """
-        drawn = self._drawn((*names, 0), indices, fresh, unseen)
+        drawn = self._drawn(names, 0, indices, fresh, unseen)
         attempt, rows = 0, np.arange(len(indices))
         while True:
             tokens = self.tokens[drawn[rows]]
@@ -195,18 +218,22 @@ class NameLaw:
                 return drawn
             attempt += 1
             rows, wrong = rows[again], wrong[again]
-            drawn[rows] = np.where(wrong, self._drawn((*names, attempt), indices[rows], fresh, unseen), drawn[rows])
+            drawn[rows] = np.where(wrong, self._drawn(names, attempt, indices[rows], fresh, unseen), drawn[rows])
 
     def _drawn(
-        self, names: tuple[str | int, ...], indices: NDArray[np.int64], fresh: float, unseen: float
+        self, names: tuple[str | int, ...], attempt: int, indices: NDArray[np.int64], fresh: float, unseen: float
     ) -> NDArray[np.int64]:
         width = self.characters + REFRAIN
-        random = draws32(stream(*names), indices, 3 * width)
+        random = draws32(stream(*names, attempt), indices, 3 * width)
         share, which, rare = (random[:, k * width : (k + 1) * width] for k in range(3))
         kind = (rare % 2**16 < unseen * 2**16).astype(np.int64) + 2 * (rare >> np.uint32(16) < unseen * 2**16)
         kind[:, self.characters :] = 0
         new = self._starts[kind] + below(self._sizes[kind], which).astype(np.int64)
-        old = self.pool[np.searchsorted(self._reached, which, side="right")]
+        # A pool of which a few names take nearly all gives no others that fit; then each is as likely.
+        rank = (
+            np.searchsorted(self._reached, which, side="right") if attempt < _PATIENCE else below(len(self.pool), which)
+        )
+        old = self.pool[rank.astype(np.int64)]
         is_new = share < fresh * 2**32
         is_new[:, self.characters :] = True
         return np.where(is_new, new, old)
@@ -221,7 +248,12 @@ class StoryTask:
     across = "names"
 
     def __init__(self, source: Source, names: Names, tokens: Tokens) -> None:
-        """Stories that `source` tells, in the kind of tokens that it has, with `names`."""
+        """Stories that `source` tells, in the kind of tokens that it has, with `names`.
+
+        Raises:
+            BadInput: such tokens cannot have such names.
+        """
+        names.check(tokens)
         self.source, self.names, self.kind = source, names, tokens
 
     @property
@@ -269,7 +301,6 @@ class StoryTask:
             drawn = self.law.draw(("names", split, seed), stories, self.names.fresh, 0.0, free=False)
         else:
             stories, pooled = indices % (count or 1), indices >= (count or 0)
-            # A validation story may have a pair that training has, a test story with fresh names only by chance.
             free, unseen = split == "test", self.names.unseen
             drawn = self.law.draw(("names", split, "fresh"), stories, 1.0, unseen, free)
             drawn[pooled] = self.law.draw(("names", split, "pool"), stories[pooled], 0.0, 0.0, free=False)

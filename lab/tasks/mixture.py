@@ -1,12 +1,13 @@
 """Training on several recipes at once, scored on one of them (Appendix J of arXiv 2404.19737: books and stories)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from lab.config import Config
 from lab.errors import BadInput
@@ -39,11 +40,13 @@ class Mixture(Config):
     scored: str
     """The part whose validation and test sets are the mixture's."""
 
-    @model_validator(mode="after")
-    def _known(self) -> "Mixture":
-        if self.scored not in self.parts:
-            raise ValueError(f"scored: '{self.scored}' is not allowed: should be one of {', '.join(self.parts)}")
-        return self
+    @field_validator("scored")
+    @classmethod
+    def _known(cls, scored: str, info: ValidationInfo) -> str:
+        parts = info.data.get("parts", {scored: None})  # parts that are wrong themselves are told of first
+        if scored not in parts:
+            raise ValueError(f"should be one of {', '.join(parts)}")
+        return scored
 
     def build(self) -> "MixtureTask":
         """The task that this describes.
@@ -56,7 +59,7 @@ class Mixture(Config):
             try:
                 tasks[name] = part.task.build()
             except BadInput as error:
-                raise BadInput(str(error).replace("task.", f"task.parts.{name}.task.", 1)) from None
+                raise BadInput(re.sub("^task", f"task.parts.{name}.task", str(error))) from None
         return MixtureTask(tasks, {name: part.weight for name, part in self.parts.items()}, self.scored)
 
 

@@ -131,7 +131,7 @@ class TextSource:
         file = self._place / _TOKENIZER
         try:
             return _tokenizer(self.config, json.loads(file.read_text()))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             raise Failure(f"{file}: vanished or damaged; delete {self._place} and run again") from None
 
     @cached_property
@@ -317,7 +317,10 @@ def _splits(config: Text, numbered: _Numbered, who: U8) -> U8:
     """[S] the number of each story's split in `SPLITS`, or `_LEFT_OUT`."""
     named = np.maximum.reduceat(who, numbered.starts[:-1]) > 0
     if not named.any():
-        raise BadInput(f"task.files: {', '.join(config.files)} are not allowed: no story names a character twice")
+        raise BadInput(
+            f"task.files: {', '.join(config.files)} are not allowed: no story names a character twice "
+            "(in letters of Western Europe; see datasets/text.yaml for the rule)"
+        )
     hashes, first, which = np.unique(numbered.hashes, return_index=True, return_inverse=True)
     split = np.full(len(hashes), SPLITS.index("train"), np.uint8)
     begin = 0
@@ -326,6 +329,11 @@ def _splits(config: Text, numbered: _Numbered, who: U8) -> U8:
         end = begin + max(enough, int(SHARE * len(hashes)))
         split[begin:end] = SPLITS.index(name)
         begin = end
+    if len(hashes) == 1:
+        raise BadInput(
+            f"task.separator: '{config.separator}' is not allowed: it leaves {', '.join(config.files)} one story; "
+            "should be the line that stands between stories"
+        )
     if begin > len(hashes) / 2:
         raise BadInput(
             f"task.test_examples: {config.test_examples} and {config.validation_examples} validation_examples are not "
