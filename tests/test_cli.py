@@ -102,11 +102,15 @@ def test_models() -> None:
     assert all(fields <= row.keys() for row in rows)
     by_size: dict[str, set[int]] = {}
     for row in rows:
-        by_size.setdefault(row["size"], set()).add(row["non_embedding_parameters"])
-        assert row["trunk_layers"] == row["layers"] - row["n"]
+        assert row["trunk_layers"] == row["layers"] - (1 if row["objective"] == "linear" else row["n"])
+        if row["objective"] not in ("linear", "sequential"):  # which have matrices beside their layers
+            by_size.setdefault(row["size"], set()).add(row["non_embedding_parameters"])
     assert list(by_size) == ["1M", "3M", "10M", "30M", "100M", "300M", "1B"]
     assert all(len(counts) == 1 for counts in by_size.values())
     assert "non-embedding" in lab("models").stdout
+    only = json.loads(lab("models", "--objective", "replicated", "--json").stdout.splitlines()[-1])
+    assert {row["objective"] for row in only} == {"next_token", "replicated"}
+    assert all(row["embedding_parameters"] == (1 + row["n"]) * 32_000 * row["width"] for row in only)
 
 
 def test_train_prints_json_last(tiny_file: str, tmp_path: Path) -> None:
@@ -148,6 +152,7 @@ BAD = [
     (["data", "show", POLYNOMIALS, "--count", "many"], ["--count", "many", "integer"]),
     (["data", "show", POLYNOMIALS, "--split", "test", "--start", "90000"], ["90000", "20000"]),
     (["data", "show", POLYNOMIALS, "--cuont", "3"], ["--cuont", "--count"]),
+    (["models", "--objective", "paralel"], ["--objective", "did you mean 'parallel'?"]),
     (["models", "--vocabulary", "0"], ["--vocabulary", "0", "1"]),
     (["train", POLYNOMIALS, "model.size=2M"], ["model.size", "2M", "'1M'"]),
     (["train", POLYNOMIALS, "objective=parallel", "objective.n=5"], ["objective.n: 5", "5 layers", "at most 4"]),

@@ -10,17 +10,18 @@ from lab.cli.console import as_json, print_json
 
 
 @click.command()
+@click.option("--objective", help="Only this objective, beside next_token.  [default: all]")
 @click.option("--vocabulary", type=click.IntRange(min=1), default=32_000, show_default=True, help="Tokens.")
 @click.option("--context", type=click.IntRange(min=1), default=1024, show_default=True, help="Row length in tokens.")
 @as_json
-def models(vocabulary: int, context: int, as_json: bool) -> None:
+def models(objective: str | None, vocabulary: int, context: int, as_json: bool) -> None:
     """Sizes × n × objective: layers, parameters, training FLOPs per token.
 
     Parameters are counted on instantiated models (without memory for their weights), embedding and unembedding apart.
     FLOPs count every matrix product of forward and backward at the given context, each head's unembedding included.
     A size that leaves n heads no trunk is left out.
     """
-    rows = list(_rows(vocabulary, context))
+    rows = list(_rows(objective, vocabulary, context))
     if as_json:
         print_json(rows)
         return
@@ -44,13 +45,25 @@ def models(vocabulary: int, context: int, as_json: bool) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
-def _rows(vocabulary: int, context: int) -> Iterator[dict[str, Any]]:
-    from lab.config import configs_in, validated
+def _rows(only: str | None, vocabulary: int, context: int) -> Iterator[dict[str, Any]]:
+    from lab.config import configs_in, did_you_mean, validated
+    from lab.errors import BadInput
     from lab.models.sizes import SIZES, Model
     from lab.objectives import ObjectiveConfig
-    from lab.objectives.cost import instantiate, non_embedding_parameters, training_flops_per_token
+    from lab.objectives.cost import (
+        embedding_parameters,
+        instantiate,
+        non_embedding_parameters,
+        training_flops_per_token,
+    )
 
     next_token, *others = configs_in(ObjectiveConfig)
+    names = [each.model_fields["name"].default for each in others]
+    if only not in (None, *names):
+        raise BadInput(
+            f"--objective: '{only}' is not allowed: should be one of {', '.join(names)}{did_you_mean(only, names)}"
+        )
+    others = [each for each, name in zip(others, names, strict=True) if only in (None, name)]
     objectives: list[Any] = [next_token(), *(validated(each, {"n": n}) for each in others for n in (2, 4, 8))]
 
     for size, shape in SIZES.items():
@@ -71,6 +84,6 @@ def _rows(vocabulary: int, context: int) -> Iterator[dict[str, Any]]:
                 "heads": shape.heads,
                 "non_embedding_parameters": parameters,
                 "more_than_next_token": parameters - base,
-                "embedding_parameters": 2 * vocabulary * shape.width,
+                "embedding_parameters": embedding_parameters(model),
                 "flops_per_token": training_flops_per_token(model, context),
             }

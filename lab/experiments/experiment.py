@@ -69,7 +69,7 @@ class Experiment(Config):
         if heads >= layers:
             raise ValueError(
                 f"objective.n: {self.objective.n} is not allowed: its {heads} head layers leave no trunk in a model of "
-                f"{layers} layers; allowed: at most {layers - 1}, or a larger model"
+                f"{layers} layers; allowed: at most {layers - 1 + self.objective.n - heads}, or a larger model"
             )
         longest = self.task.build().longest("train")
         if longest > self.train.context:

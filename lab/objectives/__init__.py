@@ -7,11 +7,18 @@ from torch import nn
 
 from lab.models.decoder import Decoder, initialise
 from lab.models.sizes import Model
+from lab.objectives.anticausal import Anticausal
 from lab.objectives.base import Objective
+from lab.objectives.causal import Causal
+from lab.objectives.linear import Linear
 from lab.objectives.next_token import NextToken
 from lab.objectives.parallel import Parallel
+from lab.objectives.replicated import Replicated
+from lab.objectives.sequential import Sequential
 
-ObjectiveConfig = Annotated[NextToken | Parallel, Field(discriminator="name")]
+ObjectiveConfig = Annotated[
+    NextToken | Parallel | Linear | Replicated | Causal | Anticausal | Sequential, Field(discriminator="name")
+]
 
 
 class LanguageModel(nn.Module):
@@ -23,7 +30,7 @@ class LanguageModel(nn.Module):
         if trunk_layers < 1:
             raise ValueError(f"{objective.name} with n={objective.n} leaves no trunk in {model.shape.layers} layers")
         self.decoder = Decoder(model, trunk_layers, vocabulary)
-        self.objective: Objective = objective.build(model)
+        self.objective: Objective = objective.build(model, vocabulary)
 
 
 def build_model(model: Model, objective: ObjectiveConfig, vocabulary: int, seed: int) -> LanguageModel:

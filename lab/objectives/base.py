@@ -58,15 +58,38 @@ class Objective(nn.Module, ABC):
     """Heads and losses of one way of predicting n tokens. Parameters that inference drops are named by `dropped`."""
 
     n: int
+    weight: float
+    """Each head's weight in the training loss."""
 
-    @abstractmethod
     def terms(self, decoder: Decoder, batch: Batch) -> Iterator[Term]:
         """The loss terms, nearest head first, each computed when it is asked for."""
+        positions = batch.tokens.shape[1] - self.n
+        inputs = batch.tokens[:, :positions]
+        context = decoder.context(inputs, batch.documents[:, :positions])
+        heads = self.logits(decoder, decoder(inputs, context), context, self.n, batch.tokens[:, :-1])
+        for offset, logits in enumerate(heads, start=1):
+            loss, number = cross_entropy(logits, targets(batch, offset, positions))
+            yield Term(offset, loss, number, self.weight)
 
     @abstractmethod
-    def logits(self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int) -> Iterator[Tensor]:
-        """Logits [B, T, V] of the first `heads` heads; 1 is the next token, all that plain inference needs."""
+    def logits(
+        self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Logits [B, T, V] of the first `heads` heads; 1 is the next token, all that plain inference needs.
+
+        Args:
+            decoder: the decoder that the trunk's output comes from.
+            trunk_BTD: the trunk's output.
+            context: the one it was computed with.
+            heads: how many heads, nearest first.
+            tokens: int64 [B, T+heads-1], the tokens that the trunk read and those that follow them. Only heads that
+                read true tokens ahead look at them, head i at those up to t+i-1.
+        """
 
     @abstractmethod
     def dropped(self) -> frozenset[str]:
         """Names of the objective's parameters that next-token inference does not need."""
+
+    def unembeddings(self) -> list[nn.Module]:
+        """The objective's own unembeddings, one head each; the other heads share the decoder's."""
+        return []

@@ -14,10 +14,14 @@ def instantiate(model: Model, objective: ObjectiveConfig, vocabulary: int) -> La
         return LanguageModel(model, objective, vocabulary)
 
 
+def embedding_parameters(model: LanguageModel) -> int:
+    """Those of the embedding and of every unembedding."""
+    return sum(map(_parameters, (model.decoder.embedding, model.decoder.unembedding, *model.objective.unembeddings())))
+
+
 def non_embedding_parameters(model: LanguageModel) -> int:
-    """All parameters but the embedding's and the unembedding's."""
-    embeddings = (model.decoder.embedding, model.decoder.unembedding)
-    return _parameters(model) - sum(_parameters(each) for each in embeddings)
+    """All parameters but the embedding's and the unembeddings'."""
+    return _parameters(model) - embedding_parameters(model)
 
 
 def training_flops_per_token(model: LanguageModel, context: int) -> int:
@@ -25,12 +29,14 @@ def training_flops_per_token(model: LanguageModel, context: int) -> int:
 
     A multiply-add is two operations; the backward pass costs twice the forward. Counted: every matrix product, the n
     unembeddings, and attention's two products over the whole row (as the common MFU formula does, arXiv 2204.02311
-    Appendix B, and as torch's flop counter does; a causal kernel may do half). Left out: norms, activations, softmax.
+    Appendix B, and as torch's flop counter does; a causal kernel may do half). Left out: norms, activations, softmax,
+    and reading embeddings.
     """
     layers = [each for each in model.modules() if isinstance(each, nn.Linear)]
     unembedding = model.decoder.unembedding
+    sharing = model.objective.n - len(model.objective.unembeddings())  # heads that use the decoder's unembedding
     products = sum(each.weight.numel() for each in layers if each is not unembedding)
-    products += model.objective.n * unembedding.weight.numel()
+    products += sharing * unembedding.weight.numel()
     attentions = [each for each in model.modules() if isinstance(each, Attention)]
     return 3 * (2 * products + len(attentions) * 4 * context * unembedding.in_features)
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from lab.config import Config
 from lab.models.sizes import Model
+from lab.objectives.heads import blocks
 from lab.objectives.parallel import ParallelHeads
 
 
@@ -23,6 +24,6 @@ class NextToken(Config):
         """Layers of the model's N that the heads take."""
         return 1
 
-    def build(self, model: Model) -> ParallelHeads:
+    def build(self, model: Model, vocabulary: int) -> ParallelHeads:
         """The single head, uninitialised."""
-        return ParallelHeads(model, 1, "sum")
+        return ParallelHeads(blocks(model, 1), "sum")

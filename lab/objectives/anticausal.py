@@ -1,0 +1,46 @@
+"""Anticausal heads: the furthest token first, the next token last (arXiv 2404.19737, Appendix B and Table S4).
+
+- Unembedding: one, shared by all heads.
+- Final norm: one, shared by all heads, and on the way to the logits only: the next head takes the latent before it.
+- Head depth: head n is one transformer layer on the trunk, head i one more than head i+1. The layers are taken from the
+  trunk: N in all whatever n, so the next-token path is all N layers, as with n = 1, and `extra_layers` more where they
+  are added; head n's is N - n + 1 deep.
+- Intermediate tokens: none of the true ones; head i has the latents from which the tokens beyond t+i were predicted.
+
+Next-token inference needs every head's layer, so none is dropped; further unembeddings are saved.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from torch import Tensor
+
+from lab.models.decoder import Context, Decoder
+from lab.models.sizes import Model
+from lab.objectives.heads import Heads, LayerHeads, blocks
+
+
+class Anticausal(LayerHeads):
+    """n transformer heads in a chain, the next token's last."""
+
+    name: Literal["anticausal"] = "anticausal"
+
+    def build(self, model: Model, vocabulary: int) -> "AnticausalHeads":
+        """The heads, uninitialised."""
+        return AnticausalHeads(blocks(model, self.n), self.reduction)
+
+
+class AnticausalHeads(Heads):
+    """One transformer layer a head, each applied to the output of the head that predicts one token further."""
+
+    def logits(
+        self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        latents = [trunk_BTD]
+        for head in self.heads[::-1]:
+            latents.append(head(latents[-1], context))
+        for latent_BTD in latents[::-1][:heads]:
+            yield decoder.logits(latent_BTD)
+
+    def dropped(self) -> frozenset[str]:
+        return frozenset()

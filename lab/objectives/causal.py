@@ -1,0 +1,40 @@
+"""Causal heads: each head continues the one before it (arXiv 2404.19737, Appendix B and Table S4).
+
+- Unembedding: one, shared by all heads.
+- Final norm: one, shared by all heads, and on the way to the logits only: the next head takes the latent before it.
+- Head depth: head i is head i-1 and one transformer layer more; head 1 is nearest the trunk. The layers are taken from
+  the trunk: N in all whatever n, so the next-token path is N - n + 1 layers deep, `extra_layers` more where they are
+  added, and head n's is N deep.
+- Intermediate tokens: none of the true ones; of a predicted one, the latent it was predicted from.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from torch import Tensor
+
+from lab.models.decoder import Context, Decoder
+from lab.models.sizes import Model
+from lab.objectives.heads import Heads, LayerHeads, blocks
+
+
+class Causal(LayerHeads):
+    """n transformer heads in a chain, the next token's first."""
+
+    name: Literal["causal"] = "causal"
+
+    def build(self, model: Model, vocabulary: int) -> "CausalHeads":
+        """The heads, uninitialised."""
+        return CausalHeads(blocks(model, self.n), self.reduction)
+
+
+class CausalHeads(Heads):
+    """One transformer layer a head, each applied to the output of the head before it."""
+
+    def logits(
+        self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        latent_BTD = trunk_BTD
+        for head in self.heads[:heads]:
+            latent_BTD = head(latent_BTD, context)
+            yield decoder.logits(latent_BTD)

@@ -1,0 +1,46 @@
+"""Parallel transformer heads with an unembedding each (arXiv 2404.19737, Appendix B; its byte-level models).
+
+- Unembedding: one a head; the first head's is the decoder's.
+- Final norm: one, shared by all heads (the paper speaks of the unembedding alone).
+- Head depth: one transformer layer a head, taken from the trunk: N layers in all whatever n, so the next-token path is
+  N - n + 1 layers deep, `extra_layers` more where they are added.
+- Intermediate tokens: none, neither true nor predicted.
+
+The unembeddings are (n-1) d V parameters more than with `parallel`; those outside of embeddings are as many.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from torch import Tensor, nn
+
+from lab.models.decoder import Context, Decoder
+from lab.models.sizes import Model
+from lab.objectives.heads import Heads, LayerHeads, Reduction, blocks
+
+
+class Replicated(LayerHeads):
+    """n parallel transformer heads with an unembedding each."""
+
+    name: Literal["replicated"] = "replicated"
+
+    def build(self, model: Model, vocabulary: int) -> "ReplicatedHeads":
+        """The heads, uninitialised."""
+        return ReplicatedHeads(model, vocabulary, self.n, self.reduction)
+
+
+class ReplicatedHeads(Heads):
+    """One transformer layer a head on the same trunk output, and an unembedding for each head after the first."""
+
+    def __init__(self, model: Model, vocabulary: int, n: int, reduction: Reduction) -> None:
+        super().__init__(blocks(model, n), reduction)
+        self.replicas = nn.ModuleList(nn.Linear(model.shape.width, vocabulary, bias=False) for _ in range(n - 1))
+
+    def logits(
+        self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        for head, unembedding in zip(self.heads[:heads], (decoder.unembedding, *self.replicas), strict=False):
+            yield unembedding(decoder.norm(head(trunk_BTD, context)))
+
+    def unembeddings(self) -> list[nn.Module]:
+        return list(self.replicas)

@@ -1,0 +1,75 @@
+"""Sequential heads that read the true tokens between: DeepSeek-V3's MTP modules (arXiv 2412.19437, Section 2.2).
+
+With h_1 the output of head 1's layer (the model's representation, before the final norm), head i = 2..n is
+
+    h_i = layer_i( M_i [RMSNorm(h_{i-1}) ; RMSNorm(Emb(x_{t+i-1}))] )
+
+and predicts x_{t+i}. It is the report's depth k = i-1, which reads token k ahead and predicts token k+1 ahead.
+
+- Unembedding, and embedding of the tokens read: the decoder's, shared by all heads.
+- Final norm: one, shared by all heads. The report does not say; the published weights have one for each module.
+- Head depth: head i is head i-1 and one transformer layer more. The layers are taken from the trunk: N in all whatever
+  n, so the next-token path is N - n + 1 layers deep. The report adds its modules to a whole model: `extra_layers` n-1.
+- Intermediate tokens: the true ones. Head i at position t sees x_1..x_{t+i-1}: what it predicts is a next token, too.
+  Where there are no tokens ahead, there is head 1 alone; `logits` of more heads needs `tokens`, true ones or drafts.
+
+The projections M_i [d×2d] and the two norms before each come on top: (n-1) (2d² + 2d) parameters more than `parallel`.
+The report's loss weights (λ on the mean over depths) are not this objective's: every head weighs the same.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lab.models.decoder import Context, Decoder
+from lab.models.sizes import Model
+from lab.objectives.heads import Heads, LayerHeads, Reduction, blocks
+
+
+class Sequential(LayerHeads):
+    """n transformer heads in a chain, each of which reads one true token more (DeepSeek-V3's)."""
+
+    name: Literal["sequential"] = "sequential"
+
+    def build(self, model: Model, vocabulary: int) -> "SequentialHeads":
+        """The heads, uninitialised."""
+        return SequentialHeads(model, self.n, self.reduction)
+
+
+class Join(nn.Module):
+    """One vector of a latent and of a token's embedding, [B, T, D] each and out."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.latent_norm = nn.RMSNorm(width, eps=1e-5)
+        self.token_norm = nn.RMSNorm(width, eps=1e-5)
+        # Not named `output`: it starts a residual stream and adds to none, so its initial weights are not scaled down.
+        self.projection = nn.Linear(2 * width, width, bias=False)
+
+    def forward(self, latent_BTD: Tensor, token_BTD: Tensor) -> Tensor:
+        both = torch.cat((self.latent_norm(latent_BTD), self.token_norm(token_BTD)), dim=-1)
+        return self.projection(both)  # type: ignore[no-any-return]
+
+
+class SequentialHeads(Heads):
+    """One transformer layer a head; each after the first on the output of the head before it and a true token."""
+
+    def __init__(self, model: Model, n: int, reduction: Reduction) -> None:
+        super().__init__(blocks(model, n), reduction)
+        self.joins = nn.ModuleList(Join(model.shape.width) for _ in range(n - 1))
+
+    def logits(
+        self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        latent_BTD = self.heads[0](trunk_BTD, context)
+        yield decoder.logits(latent_BTD)
+        positions = trunk_BTD.shape[1]
+        for ahead, (head, join) in enumerate(zip(self.heads[1:heads], self.joins, strict=False), start=1):
+            if tokens is None:
+                raise ValueError("sequential heads beyond the first read the tokens between: they need `tokens`")
+            # Near a document's end this reads another's token, but only where the head has no target.
+            read_BTD = decoder.embedding(tokens[:, ahead : ahead + positions])
+            latent_BTD = head(join(latent_BTD, read_BTD), context)
+            yield decoder.logits(latent_BTD)
