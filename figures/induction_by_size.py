@@ -28,7 +28,7 @@ from lab.report.drawing import (
     sizes,
 )
 from lab.report.style import colour_of
-from lab.report.tables import summarise, tidy
+from lab.report.tables import summarise, tidy, unsliced
 
 SWEEP = "sweeps/induction.yaml"
 MEASURE = "second_token_accuracy"
@@ -37,9 +37,8 @@ LEVELS = ("oracle", "class_copying", "chance")
 
 def draw(sweep: Sweep, finished: list[tuple[Cell, Result]]) -> Figure:
     """The figure of a sweep over n and, as a rule, the model's size."""
-    table = tidy(finished)
-    whole = (table[["mention", "characters", "tokens", "seen"]] == "all").all(axis=1)
-    scores = table[whole & (table.names == "fresh") & (table.split == "test") & (table.checkpoint == "final")]
+    scores = unsliced(tidy(finished), sweep.cells[0].experiment.task.build())
+    scores = scores.query("names == 'fresh' and split == 'test' and checkpoint == 'final' and seen == 'all'")
     further = further_axes(sweep, "model", "train.lr")
     one_run_each(scores, [*further, "n", "non_embedding_parameters", "seed"])
     parts, ticks = panels(scores, further), sizes(finished)

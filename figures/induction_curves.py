@@ -14,7 +14,7 @@ from lab.experiments.store import Result
 from lab.experiments.sweep import Cell, Sweep
 from lab.report.drawing import GREY, further_axes, grid, heading, label_at_right, one_run_each, panels, size_name
 from lab.report.style import colour_of
-from lab.report.tables import curves, tidy
+from lab.report.tables import curves, tidy, unsliced
 
 SWEEP = "sweeps/induction.yaml"
 MEASURE = "validation/second_token_accuracy"
@@ -25,9 +25,8 @@ def draw(sweep: Sweep, finished: list[tuple[Cell, Result]]) -> Figure:
     names = {cell.experiment.identity: size_name(cell, result) for cell, result in finished}
     table = curves(finished).sort_values("non_embedding_parameters", kind="stable")
     table["size"] = table.identity.map(names)
-    scores = tidy(finished)
-    whole = (scores[["mention", "characters", "tokens", "seen"]] == "all").all(axis=1)
-    scores = scores[whole & (scores.names == "fresh") & (scores.split == "validation") & (scores.checkpoint == "final")]
+    scores = unsliced(tidy(finished), sweep.cells[0].experiment.task.build())
+    scores = scores.query("names == 'fresh' and split == 'validation' and checkpoint == 'final' and seen == 'all'")
     further = further_axes(sweep, "model", "train.lr")
     one_run_each(table, [*further, "size", "n", "seed", "step"])
     parts = [

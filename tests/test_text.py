@@ -27,7 +27,7 @@ from lab.tasks.base import Split
 from lab.tasks.draws import draws
 from lab.tasks.text import Text, TextSource
 from lab.tasks.tokens import pieces
-from tests.conftest import tiny
+from tests.conftest import TINY, tiny
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 SEPARATOR = "\n<|endoftext|>\n"
@@ -578,6 +578,7 @@ def test_where_the_files_are_is_no_part_of_the_identity(tmp_path: Path) -> None:
 def test_training_on_text(tmp_path: Path, kind: str) -> None:
     experiment = experiment_from(
         {
+            **TINY,
             "task": {
                 "name": "text",
                 "files": [str(corpus_file(tmp_path, 200))],
@@ -586,12 +587,8 @@ def test_training_on_text(tmp_path: Path, kind: str) -> None:
                 "validation_examples": 5,
                 "test_examples": 6,
             },
-            "model": {"layers": 3, "width": 16, "heads": 2},
-            "objective": {"name": "parallel", "n": 2},
             "train": {"steps": 4, "batch_tokens": 512, "context": 128, "warmup": 1},
             "evaluation": {"every": 4, "examples": 5},
-            "precision": "fp32",
-            "execution": {"threads": 1, "log_every": 2, "checkpoint_every": 4, "tensorboard": False},
         },
         "text",
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lab.experiments.experiment import Experiment
 from lab.learning.data import CHUNK, Steps, examples_per_step, packed_batch, select
 from lab.objectives import LanguageModel, build_model
-from lab.objectives.base import cross_entropy, targets
+from lab.objectives.base import Batch, cross_entropy, targets
 from lab.tasks.base import Examples
 from lab.tasks.polynomials import Expression, Polynomials
 
@@ -64,18 +64,16 @@ def preparation(experiment: Experiment, steps: int) -> dict[str, Any]:
     task = experiment.task.build()
     model = build_model(experiment.model, experiment.objective, len(task.vocabulary), experiment.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    stream = iter(Steps(task, experiment.train, model.objective.n, 0, 0, np.empty(0, np.uint64)))
-    next(stream)  # builds what the task needs once
-    stream = iter(Steps(task, experiment.train, model.objective.n, 0, 1, np.empty(0, np.uint64)))
+    steps_of_training = Steps(task, experiment.train, model.objective.n, 0, 0, np.empty(0, np.uint64))
+    next(iter(steps_of_training))  # builds what the task needs once
+    stream = iter(steps_of_training)
     started = time.perf_counter()
-    batches = [next(stream).batch for _ in range(CHUNK // examples_per_step(task, experiment.train))]
+    batches = [next(stream).batch for _ in range(CHUNK // steps_of_training.per_step)]
     prepared = (time.perf_counter() - started) / len(batches)
     seconds = []
     for batch in batches[: steps + 1]:
         started = time.perf_counter()
-        sum(
-            (term.weight * term.loss for term in model.objective.terms(model.decoder, batch)), torch.zeros(())
-        ).backward()  # type: ignore[no-untyped-call]
+        _loss(model, batch).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - started)
@@ -87,6 +85,11 @@ def preparation(experiment: Experiment, steps: int) -> dict[str, Any]:
         "training_tokens_per_second": tokens / trained,
         "share_of_step": prepared / trained,
     }
+
+
+def _loss(model: LanguageModel, batch: Batch) -> torch.Tensor:
+    """The training loss of a batch."""
+    return sum((term.weight * term.loss for term in model.objective.terms(model.decoder, batch)), torch.zeros(()))
 
 
 def layouts(
@@ -128,8 +131,7 @@ def layouts(
 
 
 def _packed(model: LanguageModel, context: int, examples: Examples) -> Iterator[torch.Tensor]:
-    batch = packed_batch(examples, context, model.objective.n)
-    yield sum((term.weight * term.loss for term in model.objective.terms(model.decoder, batch)), torch.zeros(()))
+    yield _loss(model, packed_batch(examples, context, model.objective.n))
 
 
 def _padded(model: LanguageModel, buckets: int, examples: Examples) -> Iterator[torch.Tensor]:

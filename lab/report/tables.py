@@ -130,6 +130,12 @@ def paired_differences(frame: pd.DataFrame, arms: list[str], across: str, measur
     return pd.DataFrame(rows)
 
 
+def unsliced(frame: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """The rows that are sliced by nothing but the task's main slice and `seen`."""
+    others = [name for name in task.slices if name not in (task.across, "seen")]
+    return frame[(frame[others] == "all").all(axis=1)]
+
+
 def score_tables(frame: pd.DataFrame, arms: list[str], task: Task) -> list[dict[str, Any]]:
     """What to print of a sweep: the task's chosen measure by arm along its main slice, and the task's levels.
 
@@ -140,8 +146,7 @@ def score_tables(frame: pd.DataFrame, arms: list[str], task: Task) -> list[dict[
         the seeds are past the task's first level), `differences` (as of `paired_differences`), and `levels` (rows as of
         `summarise` by the task's own axes, `level` naming the measure).
     """
-    others = [name for name in task.slices if name not in (task.across, "seen")]
-    whole = frame[(frame[others] == "all").all(axis=1)]
+    whole = unsliced(frame, task)
     apart = (whole.seen == "seen").any()
     tables = []
     for seen in ("all", "unseen", "seen"):

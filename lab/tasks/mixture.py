@@ -116,22 +116,21 @@ class MixtureTask:
         if split != "train":
             return self._scored.examples(split, indices, seed)
         part, place = self.turns(indices)
-        rows = [np.flatnonzero(part == k) for k in range(len(self._tasks))]
-        told = [
-            task.examples(split, place[mine], seed) for task, mine in zip(self._tasks, rows, strict=True) if len(mine)
-        ]
-        present = [(k, mine) for k, mine in enumerate(rows) if len(mine)]
-        shape = (len(indices), max((each.tokens.shape[1] for each in told), default=0))
+        told = {int(k): self._tasks[k].examples(split, place[part == k], seed) for k in np.unique(part)}
+        width = max((each.tokens.shape[1] for each in told.values()), default=0)
+        keys = max((each.keys.shape[1] for each in told.values()), default=0)
+        shape = (len(indices), width)
         whole = Examples(
             tokens=np.zeros(shape, np.uint16),
             lengths=np.zeros(len(indices), np.int64),
             trained=np.zeros(shape, np.bool_),
             scored=np.zeros(shape, np.bool_),
             slices={"part": np.array(self._names)[part]},
-            keys=np.zeros((len(indices), max((each.keys.shape[1] for each in told), default=0)), np.uint64),
+            keys=np.zeros((len(indices), keys), np.uint64),
             marks={},
         )
-        for (k, mine), each in zip(present, told, strict=True):
+        for k, each in told.items():
+            mine = np.flatnonzero(part == k)
             inside = np.arange(each.tokens.shape[1]) < each.lengths[:, None]
             whole.tokens[mine, : each.tokens.shape[1]] = self._ids[k][each.tokens] * inside
             whole.lengths[mine] = each.lengths

@@ -106,7 +106,12 @@ class Text(Config):
         return found
 
     def build(self) -> StoryTask:
-        """The task that this describes; the files are read when they are first needed."""
+        """The task that this describes; the files are read when they are first needed.
+
+        Raises:
+            BadInput: such tokens cannot have such names.
+        """
+        self.names.check(self.tokens)
         return StoryTask(TextSource(self), self.names, self.tokens)
 
 
@@ -322,6 +327,11 @@ def _splits(config: Text, numbered: _Numbered, who: U8) -> U8:
             "(in letters of Western Europe; see datasets/text.yaml for the rule)"
         )
     hashes, first, which = np.unique(numbered.hashes, return_index=True, return_inverse=True)
+    if len(hashes) == 1:
+        raise BadInput(
+            f"task.separator: '{config.separator}' is not allowed: it leaves {', '.join(config.files)} one story; "
+            "should be the line that stands between stories"
+        )
     split = np.full(len(hashes), SPLITS.index("train"), np.uint8)
     begin = 0
     for name, examples in (("test", config.test_examples), ("validation", config.validation_examples)):
@@ -329,11 +339,6 @@ def _splits(config: Text, numbered: _Numbered, who: U8) -> U8:
         end = begin + max(enough, int(SHARE * len(hashes)))
         split[begin:end] = SPLITS.index(name)
         begin = end
-    if len(hashes) == 1:
-        raise BadInput(
-            f"task.separator: '{config.separator}' is not allowed: it leaves {', '.join(config.files)} one story; "
-            "should be the line that stands between stories"
-        )
     if begin > len(hashes) / 2:
         raise BadInput(
             f"task.test_examples: {config.test_examples} and {config.validation_examples} validation_examples are not "
