@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lab.experiments.experiment import Experiment
 from lab.learning.data import CHUNK, Steps, examples_per_step, packed_batch, select
 from lab.objectives import LanguageModel, build_model
+from lab.objectives.backward import losses
 from lab.objectives.base import Batch, cross_entropy, targets
 from lab.tasks.base import Examples
 from lab.tasks.polynomials import Expression, Polynomials
@@ -89,7 +90,7 @@ def preparation(experiment: Experiment, steps: int) -> dict[str, Any]:
 
 def _loss(model: LanguageModel, batch: Batch) -> torch.Tensor:
     """The training loss of a batch."""
-    return sum((term.weight * term.loss for term in model.objective.terms(model.decoder, batch)), torch.zeros(()))
+    return losses(model.objective, model.decoder, batch, model.config.head_weights(done=0)).total
 
 
 def layouts(
@@ -116,9 +117,9 @@ def layouts(
     seconds: dict[str, list[float]] = {name: [] for name in shapes}
     for step in range(steps + 1):
         examples = task.examples("train", step * per_step + np.arange(per_step), experiment.seed)
-        for name, losses in shapes.items():
+        for name, parts in shapes.items():
             started = time.perf_counter()
-            for loss in losses(examples):
+            for loss in parts(examples):
                 loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
@@ -142,4 +143,5 @@ def _padded(model: LanguageModel, buckets: int, examples: Examples) -> Iterator[
         inputs = batch.tokens[:, :-1]
         context = model.decoder.context(inputs, None)
         logits = next(model.objective.logits(model.decoder, model.decoder(inputs, context), context, 1))
-        yield cross_entropy(logits, targets(batch, 1, inputs.shape[1]))[0] / buckets
+        wanted = targets(batch, 1, inputs.shape[1]).flatten()
+        yield cross_entropy(logits.flatten(0, 1), wanted, "sum") / (wanted != -100).sum() / buckets

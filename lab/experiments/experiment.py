@@ -28,6 +28,12 @@ class Execution(Config):
     """Where to run; auto takes a GPU when there is one."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads of a run; all cores, shared between workers, when null. (Sums in another order change last bits.)"""
+    backward: Literal["auto", "joint", "sequential", "fused"] = "auto"
+    """How many heads' logits are in memory at once: all, one, or a part of one; auto chooses by their size."""
+    passes: int = Field(default=1, ge=1, le=4096)
+    """Forward and backward passes that a step's rows are shared out between, so that less is in memory at once."""
+    recompute: bool = False
+    """Keep of each layer its input alone, and compute the rest again in the backward pass: less memory, more time."""
     data_workers: int = Field(default=0, ge=0, le=64)
     """Processes that prepare batches; 0 prepares them in the run's own."""
     log_every: int = Field(default=50, ge=1)

@@ -26,7 +26,9 @@ from lab.learning.data import StepsDataModule, by_set, questions
 from lab.learning.evaluation import evaluate
 from lab.learning.module import LearningModule
 from lab.learning.progress import Progress
+from lab.models.decoder import recompute
 from lab.objectives import LanguageModel, build_model
+from lab.objectives.backward import Order, backward_order
 from lab.objectives.cost import non_embedding_parameters, training_flops_per_token
 from lab.tasks.base import Examples, Row, Split, Task
 
@@ -86,7 +88,10 @@ def execute(
 
         # Training, from the last checkpoint if there is one.
         model = build_model(experiment.model, experiment.objective, len(task.vocabulary), experiment.seed)
-        module = LearningModule(model, experiment.train, len(asked))
+        order = chosen_order(experiment, model)
+        if experiment.execution.recompute:
+            recompute(model)
+        module = LearningModule(model, experiment.train, len(asked), order)
         record = Record(experiment.execution.log_every, listen)
         validate = Validate(task, experiment.evaluation, sets)
         checkpoint = Checkpoint(directory.checkpoint, experiment.execution.checkpoint_every, stop)
@@ -124,6 +129,7 @@ def execute(
             "evaluation_seconds": time.perf_counter() - started,
             "tokens_per_second": tokens / record.seconds,
             "peak_memory_bytes": provenance.peak_memory(device),
+            "backward": order,
             "hardware": provenance.hardware(device),
             "versions": provenance.versions(),
             "commit": provenance.commit(),
@@ -150,6 +156,7 @@ def build_trainer(
         devices=1,
         plugins=[LightningEnvironment()],  # one process, whatever a cluster's variables say
         precision="bf16-mixed" if experiment.precision == "bf16" else "32-true",
+        accumulate_grad_batches=experiment.execution.passes,
         max_steps=experiment.train.steps,
         max_epochs=-1,
         logger=loggers,
@@ -160,6 +167,15 @@ def build_trainer(
         use_distributed_sampler=False,
         default_root_dir=directory.path,
     )
+
+
+def chosen_order(experiment: Experiment, model: LanguageModel) -> Order:
+    """The backward order that the experiment names, or that its sizes call for."""
+    named = experiment.execution.backward
+    if named != "auto":
+        return named
+    positions = experiment.train.batch_tokens // experiment.execution.passes
+    return backward_order(model.objective.n, positions, model.decoder.unembedding.out_features)
 
 
 def score(

@@ -57,6 +57,11 @@ class JsonLines(Logger):
         """Nothing: the run's config.yaml has them."""
 
 
+def _step_is_over(trainer: L.Trainer, outputs: Any, batch: Any, index: int) -> bool:
+    """Whether the pass that has just ended was its optimiser step's last."""
+    return (index + 1) % trainer.accumulate_grad_batches == 0
+
+
 class Record(L.Callback):
     """Logs the meter every `every` steps, and tells `listen` how far the run is."""
 
@@ -78,8 +83,10 @@ class Record(L.Callback):
         self.first = trainer.global_step
         self.started = self.clock
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
         assert isinstance(module, LearningModule)
+        if not _step_is_over(trainer, *batch):
+            return
         now = time.perf_counter()
         self.seconds += now - self.clock
         self.clock = now
@@ -134,10 +141,10 @@ class Validate(L.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.curve, self.best = state["curve"], state["best"]
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
         assert isinstance(module, LearningModule)
         step = trainer.global_step
-        if step % self.every and step != trainer.max_steps:
+        if not _step_is_over(trainer, *batch) or (step % self.every and step != trainer.max_steps):
             return
         module.eval()
         row: Row = {"tokens": int(module.tokens)}
@@ -167,7 +174,9 @@ class Checkpoint(L.Callback):
         self.every = every
         self.stop = stop
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
+        if not _step_is_over(trainer, *batch):
+            return
         stopping = self.stop()
         if stopping:
             trainer.should_stop = True

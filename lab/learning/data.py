@@ -7,7 +7,7 @@ and against length buckets, `lab bench batches`, it trains the most useful token
 
 import signal
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import lightning.pytorch as L
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lab.learning.settings import Train
-from lab.objectives.base import Batch
+from lab.objectives.base import Batch, targets
 from lab.tasks.base import Examples, Task
 
 CHUNK = 2048
@@ -29,8 +29,15 @@ class Step(NamedTuple):
     """What one optimiser step reads."""
 
     batch: Batch
+    """Its rows; where the step is read in parts, a part of them."""
     asked: Tensor
-    """[A] int64: which of the evaluation questions are among those of the step's training examples."""
+    """[A] int64: which of the evaluation questions are among those of the whole step's examples; none but in the first
+    part."""
+    tokens: int
+    """The tokens of the whole step, padding not counted; 0 but in the first part."""
+    numbers: Tensor | None = None
+    """[n] what the sum of each head's cross-entropies in a part is divided by, for the mean of the parts' losses to be
+    the step's; None where the step is whole."""
 
 
 def pack(lengths: NDArray[np.int64], context: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -72,7 +79,16 @@ def packed_batch(examples: Examples, context: int, n: int) -> Batch:
     tokens[where] = examples.tokens[inside]
     owner[where] = documents
     trained[where] = examples.trained[inside]
-    return Batch(torch.from_numpy(tokens), torch.from_numpy(owner), torch.from_numpy(trained))
+    spans = None
+    if examples.spans is not None:
+        spans = np.ones(shape, np.int64)
+        spans[where] = examples.spans[inside]
+    return Batch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(owner),
+        torch.from_numpy(trained),
+        None if spans is None else torch.from_numpy(spans),
+    )
 
 
 def examples_per_step(task: Task, train: Train) -> int:
@@ -102,6 +118,7 @@ class Steps(IterableDataset[Step]):
                 yield Step(
                     packed_batch(select(examples, part), self.train.context, self.n),
                     torch.from_numpy(self._asked(examples.keys[part])),
+                    int(examples.lengths[part].sum()),
                 )
             step += stride * ahead
 
@@ -131,6 +148,7 @@ def select(examples: Examples, rows: slice | NDArray[np.int64]) -> Examples:
         slices={name: values[rows] for name, values in examples.slices.items()},
         keys=examples.keys[rows],
         marks={name: values[rows, :width] for name, values in examples.marks.items()},
+        spans=None if examples.spans is None else examples.spans[rows, :width],
     )
 
 
@@ -146,8 +164,26 @@ def by_set(seen: Tensor, sets: dict[str, Examples]) -> dict[str, NDArray[np.bool
     return {name: part.reshape(sets[name].keys.shape) for name, part in zip(sets, parts, strict=True)}
 
 
+def parts(step: Step, n: int, shares: int, taken: range) -> Iterator[Step]:
+    """Some of a step's `shares` shares of rows, `taken` of them, one at a time; without rows enough, of padding."""
+    positions = step.batch.tokens.shape[1] - n
+    found = [(targets(step.batch, head, positions) != -100).sum() for head in range(1, n + 1)]
+    numbers = torch.stack(found).clamp(min=1) / shares
+    for share in taken:
+        first = share == taken[0]
+        batch = step.batch.rows(slice(share, None, shares))
+        if not len(batch.tokens):
+            batch = step.batch.rows(slice(1))
+            batch = batch._replace(documents=torch.full_like(batch.documents, -1))
+        yield Step(batch, step.asked if first else step.asked[:0], step.tokens if first else 0, numbers)
+
+
 class StepsDataModule(L.LightningDataModule):
-    """Feeds the trainer from the step it stands at, which after a resume is not the first."""
+    """Feeds the trainer from the step it stands at, which after a resume is not the first.
+
+    A step's rows are shared out between processes, and in each between as many forward passes as gradients are
+    accumulated over: a step is the same step however it is computed.
+    """
 
     def __init__(
         self, task: Task, train: Train, n: int, seed: int, questions: NDArray[np.uint64], workers: int
@@ -162,10 +198,10 @@ class StepsDataModule(L.LightningDataModule):
             workers,
         )
 
-    def train_dataloader(self) -> DataLoader[Step]:
+    def train_dataloader(self) -> Iterable[Step]:
         assert self.trainer is not None
         steps = Steps(self.task, self.train, self.n, self.seed, self.trainer.global_step, self.questions)
-        return DataLoader(
+        whole = DataLoader(
             steps,
             batch_size=None,
             num_workers=self.workers,
@@ -173,3 +209,19 @@ class StepsDataModule(L.LightningDataModule):
             prefetch_factor=4 if self.workers else None,
             worker_init_fn=_leave_signals_to_the_run,
         )
+        processes, passes = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        if processes * passes == 1:
+            return whole
+        mine = range(self.trainer.global_rank, processes * passes, processes)
+        return _InParts(whole, self.n, processes * passes, mine)
+
+
+class _InParts:
+    """The `taken` of the `shares` shares of every step."""
+
+    def __init__(self, steps: Iterable[Step], n: int, shares: int, taken: range) -> None:
+        self.steps, self.n, self.shares, self.taken = steps, n, shares, taken
+
+    def __iter__(self) -> Iterator[Step]:
+        for step in self.steps:
+            yield from parts(step, self.n, self.shares, self.taken)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lab.learning.data import packed_batch, select
 from lab.objectives import LanguageModel
+from lab.objectives.backward import losses
 from lab.tasks.base import Examples, Row, Task
 
 _TOKENS = 16_384  # tokens of a forward pass, padding included: large enough to be fast, small enough for any device
@@ -48,13 +49,14 @@ def predict(model: LanguageModel, examples: Examples) -> NDArray[np.uint16]:
 def head_losses(model: LanguageModel, examples: Examples) -> list[float]:
     """Mean loss of each head over the examples, in nats per target."""
     device = next(model.parameters()).device
-    sums = np.zeros((model.objective.n, 2))
+    nats, targets = np.zeros(model.objective.n), np.zeros(model.objective.n, np.int64)
     for rows in batches(examples):
         part = select(examples, rows)
         batch = packed_batch(part, part.tokens.shape[1], model.objective.n)
-        for term in model.objective.terms(model.decoder, type(batch)(*(each.to(device) for each in batch))):
-            sums[term.head - 1] += float(term.loss) * int(term.targets), int(term.targets)
-    return [float(total / max(1, number)) for total, number in sums]
+        found = losses(model.objective, model.decoder, batch.to(device), [1.0] * model.objective.n)
+        nats += found.nats.cpu().numpy()
+        targets += found.targets.cpu().numpy()
+    return (nats / np.maximum(1, targets)).tolist()  # type: ignore[no-any-return]
 
 
 def evaluate(model: LanguageModel, task: Task, examples: Examples, seen: NDArray[np.bool_]) -> list[Row]:

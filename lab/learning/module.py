@@ -10,6 +10,8 @@ from torch import Tensor
 from lab.learning.data import Step
 from lab.learning.settings import Train
 from lab.objectives import LanguageModel
+from lab.objectives.backward import Order, gradient_norms, losses
+from lab.objectives.weights import Balanced
 
 
 def rate(step: int, train: Train) -> float:
@@ -27,36 +29,52 @@ class LearningModule(L.LightningModule):
     """Trains a language model on its objective.
 
     What must survive an interruption is in buffers, so that a checkpoint holds it: the meter (sums since the last log,
-    float64), the tokens trained on so far, and which evaluation questions were among them.
+    float64), the tokens trained on so far, which evaluation questions were among them, and what balances the heads.
     """
 
     meter: Tensor
     tokens: Tensor
     seen: Tensor
+    norms: Tensor
 
-    def __init__(self, model: LanguageModel, train: Train, questions: int) -> None:
+    def __init__(self, model: LanguageModel, train: Train, questions: int, order: Order = "joint") -> None:
         super().__init__()
         self.model = model
         self.train_settings = train
+        self.order = order
         n = model.objective.n
-        # sums over steps: n × (loss × targets), n × targets, gradient norm, clipped steps, steps, training loss
-        self.register_buffer("meter", torch.zeros(2 * n + 4, dtype=torch.float64))
+        # sums over steps: n × nats, n × targets, n × weight, training loss, steps, gradient norm, clipped steps
+        self.register_buffer("meter", torch.zeros(3 * n + 4, dtype=torch.float64))
         self.register_buffer("tokens", torch.zeros((), dtype=torch.int64))
         self.register_buffer("seen", torch.zeros(questions, dtype=torch.bool))
+        # of balanced weights: discounted sums of the heads' gradient norms and, last, of ones
+        self.register_buffer("norms", torch.zeros(n + 1))
 
-    def training_step(self, step: Step, _: int) -> Tensor:
-        """The weighted sum of the objective's terms, in nats."""
-        n = self.model.objective.n
-        total = torch.zeros((), device=self.device)
-        for term in self.model.objective.terms(self.model.decoder, step.batch):
-            total = total + term.weight * term.loss
-            self.meter[term.head - 1] += term.loss.detach() * term.targets
-            self.meter[n + term.head - 1] += term.targets
-        self.meter[2 * n + 2] += 1
-        self.meter[2 * n + 3] += total.detach()
-        self.tokens += (step.batch.documents >= 0).sum()
+    def training_step(self, step: Step, index: int) -> Tensor:
+        """The training loss, in nats."""
+        passes = self.trainer.accumulate_grad_batches
+        weights = self._weights(step, first=index % passes == 0)
+        found = losses(self.model.objective, self.model.decoder, step.batch, weights, self.order, step.numbers)
+        counts = torch.stack((found.total.detach(), torch.ones_like(found.total))) / passes
+        self.meter[:-2] += torch.cat((found.nats, found.targets, weights / passes, counts))
+        self.tokens += step.tokens
         self.seen[step.asked] = True
-        return total
+        return found.total
+
+    def _weights(self, step: Step, first: bool) -> Tensor:
+        """The heads' weights [n] at this step."""
+        config = self.model.config
+        weights = torch.tensor(config.head_weights(self.trainer.global_step / self.train_settings.steps))
+        weights = weights.to(self.device, non_blocking=True)
+        balanced = getattr(config, "weights", None)
+        if not isinstance(balanced, Balanced):
+            return weights
+        if first and self.trainer.global_step % balanced.every == 0:
+            norms = gradient_norms(self.model.objective, self.model.decoder, step.batch)
+            new = torch.cat((self.trainer.strategy.reduce(norms, reduce_op="mean"), torch.ones_like(norms[:1])))
+            self.norms.mul_(balanced.decay).add_(new)
+        inverse = self.norms[-1] / self.norms[:-1].clamp(min=1e-12)
+        return weights * inverse * len(inverse) / inverse.sum()
 
     def configure_optimizers(self) -> Any:
         """AdamW with weight decay on matrices, and the schedule by step."""
@@ -77,25 +95,25 @@ class LearningModule(L.LightningModule):
         """Clip the gradient's norm, and record it: a sum over n heads meets the clip norm n times sooner."""
         clip = self.train_settings.clip
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip, foreach=True)
-        n = self.model.objective.n
-        self.meter[2 * n] += norm
-        self.meter[2 * n + 1] += norm > clip
+        self.meter[-2] += norm
+        self.meter[-1] += norm > clip
 
     def read_meter(self) -> dict[str, float]:
-        """Means since the last reading (losses in nats per target, by head), and the meter back to zero.
+        """Means since the last reading, over all processes, and the meter back to zero.
 
-        `loss` is what was minimised: the weighted sum of the heads' losses.
+        `loss` is what was minimised; by head, `loss_i` is in nats a target, `targets_i` counted a step, and `weight_i`
+        the head's weight in the loss.
         """
         n = self.model.objective.n
-        sums = self.meter.tolist()
+        sums = self.trainer.strategy.reduce(self.meter.clone(), reduce_op="mean").tolist()
         self.meter.zero_()
-        steps = sums[2 * n + 2]
-        heads = {f"loss_{i + 1}": sums[i] / max(1.0, sums[n + i]) for i in range(n)}
-        numbers = {f"targets_{i + 1}": sums[n + i] / steps for i in range(n)}
+        nats, targets, weights = sums[:n], sums[n : 2 * n], sums[2 * n : 3 * n]
+        loss, steps, norm, clipped = sums[3 * n :]
         return {
-            "loss": sums[2 * n + 3] / steps,
-            **heads,
-            **numbers,
-            "gradient_norm": sums[2 * n] / steps,
-            "clip_share": sums[2 * n + 1] / steps,
+            "loss": loss / steps,
+            **{f"loss_{i + 1}": nats[i] / max(1.0, targets[i]) for i in range(n)},
+            **{f"targets_{i + 1}": targets[i] * self.trainer.world_size / steps for i in range(n)},
+            **{f"weight_{i + 1}": weights[i] / steps for i in range(n)},
+            "gradient_norm": norm / steps,
+            "clip_share": clipped / steps,
         }

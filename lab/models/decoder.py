@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lab.models.sizes import Model
 
@@ -81,12 +82,18 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        self.recomputed = False  # whether the backward pass computes the layer again, from its input
         self.attention_norm = nn.RMSNorm(width, eps=1e-5)
         self.attention = Attention(width, heads)
         self.feedforward_norm = nn.RMSNorm(width, eps=1e-5)
         self.feedforward = FeedForward(width)
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        if self.recomputed and torch.is_grad_enabled():
+            return checkpoint(self._layer, x_BTD, context, use_reentrant=False)  # type: ignore[no-any-return]
+        return self._layer(x_BTD, context)
+
+    def _layer(self, x_BTD: Tensor, context: Context) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), context)
         return x_BTD + self.feedforward(self.feedforward_norm(x_BTD))  # type: ignore[no-any-return]
 
@@ -127,6 +134,13 @@ class Decoder(nn.Module):
     def logits(self, x_BTD: Tensor) -> Tensor:
         """The shared final norm and unembedding: [B, T, V]."""
         return self.unembedding(self.norm(x_BTD))  # type: ignore[no-any-return]
+
+
+def recompute(module: nn.Module) -> None:
+    """Let every layer be computed again in the backward pass: its input is all that is kept until then."""
+    for each in module.modules():
+        if isinstance(each, Block):
+            each.recomputed = True
 
 
 @torch.no_grad()

@@ -10,14 +10,18 @@ from lab.models.sizes import Model
 from lab.objectives.anticausal import Anticausal
 from lab.objectives.base import Objective
 from lab.objectives.causal import Causal
+from lab.objectives.detached import Detached
 from lab.objectives.linear import Linear
 from lab.objectives.next_token import NextToken
 from lab.objectives.parallel import Parallel
 from lab.objectives.replicated import Replicated
+from lab.objectives.reweighted import Reweighted
 from lab.objectives.sequential import Sequential
+from lab.objectives.shallow import Shallow
 
 ObjectiveConfig = Annotated[
-    NextToken | Parallel | Linear | Replicated | Causal | Anticausal | Sequential, Field(discriminator="name")
+    NextToken | Parallel | Linear | Replicated | Causal | Anticausal | Sequential | Shallow | Detached | Reweighted,
+    Field(discriminator="name"),
 ]
 
 
@@ -26,6 +30,7 @@ class LanguageModel(nn.Module):
 
     def __init__(self, model: Model, objective: ObjectiveConfig, vocabulary: int) -> None:
         super().__init__()
+        self.config = objective
         trunk_layers = model.shape.layers - objective.head_layers()
         if trunk_layers < 1:
             raise ValueError(f"{objective.name} with n={objective.n} leaves no trunk in {model.shape.layers} layers")

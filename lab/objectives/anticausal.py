@@ -27,20 +27,21 @@ class Anticausal(LayerHeads):
 
     def build(self, model: Model, vocabulary: int) -> "AnticausalHeads":
         """The heads, uninitialised."""
-        return AnticausalHeads(blocks(model, self.n), self.reduction)
+        return AnticausalHeads(blocks(model, self.n))
 
 
 class AnticausalHeads(Heads):
     """One transformer layer a head, each applied to the output of the head that predicts one token further."""
 
-    def logits(
+    chained = True
+
+    def latents(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
     ) -> Iterator[Tensor]:
         latents = [trunk_BTD]
         for head in self.heads[::-1]:
             latents.append(head(latents[-1], context))
-        for latent_BTD in latents[::-1][:heads]:
-            yield decoder.logits(latent_BTD)
+        yield from latents[::-1][:heads]
 
     def dropped(self) -> frozenset[str]:
         return frozenset()

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +23,18 @@ class Batch(NamedTuple):
     """[B, T+n] int64: which document of its row a token belongs to; -1 is padding."""
     trained: Tensor
     """[B, T+n] bool: tokens that the loss covers, when they are targets."""
+    spans: Tensor | None = None
+    """[B, T+n] int64: how many tokens each has consequences for (`lab.tasks.base.Examples`); None is 1 throughout."""
 
+    def rows(self, rows: slice) -> "Batch":
+        """Some of the rows."""
+        spans = None if self.spans is None else self.spans[rows]
+        return Batch(self.tokens[rows], self.documents[rows], self.trained[rows], spans)
 
-class Term(NamedTuple):
-    """One head's part of the loss."""
-
-    head: int
-    """The offset i that the head predicts: token t+i at position t."""
-    loss: Tensor
-    """Mean cross-entropy over the head's valid targets, in nats; 0 when there are none."""
-    targets: Tensor
-    """The number of valid targets, int64."""
-    weight: float
-    """The term's weight in the training loss."""
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        spans = None if self.spans is None else self.spans.to(device)
+        return Batch(self.tokens.to(device), self.documents.to(device), self.trained.to(device), spans)
 
 
 def targets(batch: Batch, offset: int, positions: int) -> Tensor:
@@ -46,36 +45,36 @@ def targets(batch: Batch, offset: int, positions: int) -> Tensor:
     return batch.tokens[:, ahead].masked_fill(~valid, -100)
 
 
-def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy in nats over the targets that are not -100, computed in float32 or wider; and their number."""
-    number = (targets_BT != -100).sum()
-    wide = logits_BTV if logits_BTV.dtype == torch.float64 else logits_BTV.float()
-    total = F.cross_entropy(wide.flatten(0, 1), targets_BT.flatten(), ignore_index=-100, reduction="sum")
-    return total / number.clamp(min=1), number
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: Literal["sum", "none"]) -> Tensor:
+    """Cross-entropy in nats of logits [M, V] at targets [M], 0 where the target is -100; in float32 or wider."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(wide, targets, ignore_index=-100, reduction=reduction)
 
 
 class Objective(nn.Module, ABC):
-    """Heads and losses of one way of predicting n tokens. Parameters that inference drops are named by `dropped`."""
+    """The heads of one way of predicting n tokens; what they are trained on is `lab.objectives.backward`'s."""
 
     n: int
-    weight: float
-    """Each head's weight in the training loss."""
+    """Tokens ahead of a position that are predicted, one head each."""
+    chained: ClassVar[bool]
+    """Whether heads share layers, so that none can be differentiated through without the others' (else each reads the
+    trunk alone, and can be done with before the next begins)."""
 
-    def terms(self, decoder: Decoder, batch: Batch) -> Iterator[Term]:
-        """The loss terms, nearest head first, each computed when it is asked for."""
-        positions = batch.tokens.shape[1] - self.n
-        inputs = batch.tokens[:, :positions]
-        context = decoder.context(inputs, batch.documents[:, :positions])
-        heads = self.logits(decoder, decoder(inputs, context), context, self.n, batch.tokens[:, :-1])
-        for offset, logits in enumerate(heads, start=1):
-            loss, number = cross_entropy(logits, targets(batch, offset, positions))
-            yield Term(offset, loss, number, self.weight)
-
-    @abstractmethod
     def logits(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
     ) -> Iterator[Tensor]:
         """Logits [B, T, V] of the first `heads` heads; 1 is the next token, all that plain inference needs.
+
+        The arguments are those of `latents`.
+        """
+        for head, latent_BTD in enumerate(self.latents(decoder, trunk_BTD, context, heads, tokens), start=1):
+            yield self.read(decoder, head, latent_BTD)
+
+    @abstractmethod
+    def latents(
+        self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """The latents [B, T, D] that the first `heads` heads' tokens are read off, nearest first, each when asked for.
 
         Args:
             decoder: the decoder that the trunk's output comes from.
@@ -85,6 +84,14 @@ class Objective(nn.Module, ABC):
             tokens: int64 [B, T+heads-1], the tokens that the trunk read and those that follow them. Only heads that
                 read true tokens ahead look at them, head i at those up to t+i-1.
         """
+
+    def read(self, decoder: Decoder, head: int, latent: Tensor) -> Tensor:
+        """Logits [..., V] of one head's latents [..., D]: the final norm and the head's unembedding."""
+        return decoder.logits(latent)
+
+    def importance(self, batch: Batch) -> Tensor | None:
+        """How much each position's targets count in the loss [B, T]; None where all count the same."""
+        return None
 
     @abstractmethod
     def dropped(self) -> frozenset[str]:

@@ -25,16 +25,18 @@ class Causal(LayerHeads):
 
     def build(self, model: Model, vocabulary: int) -> "CausalHeads":
         """The heads, uninitialised."""
-        return CausalHeads(blocks(model, self.n), self.reduction)
+        return CausalHeads(blocks(model, self.n))
 
 
 class CausalHeads(Heads):
     """One transformer layer a head, each applied to the output of the head before it."""
 
-    def logits(
+    chained = True
+
+    def latents(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
     ) -> Iterator[Tensor]:
         latent_BTD = trunk_BTD
         for head in self.heads[:heads]:
             latent_BTD = head(latent_BTD, context)
-            yield decoder.logits(latent_BTD)
+            yield latent_BTD

@@ -1,27 +1,60 @@
 """What the objectives with a module for each head share: their fields, their heads, and what inference drops."""
 
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from lab.config import Config, Neutral
 from lab.models.decoder import Block
 from lab.models.sizes import Model
 from lab.objectives.base import Objective
+from lab.objectives.weights import HeadWeights, Listed
 
 Reduction = Literal["sum", "mean"]
 
 
-class LayerHeads(Config):
-    """Fields of an objective with one transformer layer for each of n heads."""
+class OneHead(Config):
+    """What objectives that predict the next token alone have in common."""
+
+    name: str
+
+    def head_weights(self, done: float) -> list[float]:
+        """The head's weight in the training loss."""
+        return [1.0]
+
+
+class ManyHeads(Config):
+    """Fields of an objective with n heads."""
 
     name: str
     n: int = Field(ge=1, le=64)
     """Future tokens predicted at once, one head each; 1 is next-token prediction."""
     reduction: Reduction = "sum"
-    """How the heads' losses become one: their sum (the paper), or their mean (the clip norm is met as with n=1)."""
+    """How the heads' losses become one: their sum (the paper), or their mean (the clip norm is met as with n=1); both
+    weighted, if there are `weights`."""
+    weights: Annotated[HeadWeights | None, Neutral(None)] = None
+    """How much each head counts, and when; its name selects it. Null: all the same (the paper)."""
+
+    @model_validator(mode="after")
+    def _one_weight_a_head(self) -> Self:
+        if isinstance(self.weights, Listed) and (len(self.weights.values) != self.n or not self.weights.values[0]):
+            raise ValueError(
+                f"weights.values: {self.weights.values} is not allowed with n={self.n}: "
+                f"should be {self.n} numbers, the first above 0"
+            )
+        return self
+
+    def head_weights(self, done: float) -> list[float]:
+        """Each head's weight in the training loss when a share `done` of training is over."""
+        weights = self.weights.at(self.n, done) if self.weights else [1.0] * self.n
+        return weights if self.reduction == "sum" else [each / sum(weights) for each in weights]
+
+
+class LayerHeads(ManyHeads):
+    """Fields of an objective with one transformer layer for each of n heads."""
+
     extra_layers: Annotated[int, Neutral(0), Field(ge=0, le=64)] = 0
     """Layers added to the trunk: 0 leaves the model its N layers whatever n, n-1 leaves the trunk as it is with n=1."""
 
@@ -31,13 +64,12 @@ class LayerHeads(Config):
 
 
 class Heads(Objective):
-    """One module for each head, nearest first. How they are connected is the subclass's `logits`."""
+    """One module for each head, nearest first. How they are connected is the subclass's `latents`."""
 
-    def __init__(self, heads: Iterable[nn.Module], reduction: Reduction) -> None:
+    def __init__(self, heads: Iterable[nn.Module]) -> None:
         super().__init__()
         self.heads = nn.ModuleList(heads)
         self.n = len(self.heads)
-        self.weight = 1.0 if reduction == "sum" else 1 / self.n
 
     def dropped(self) -> frozenset[str]:
         return frozenset(name for name, _ in self.named_parameters() if not name.startswith("heads.0."))

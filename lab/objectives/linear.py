@@ -17,23 +17,17 @@ no `extra_layers`: the heads take no layer that could be given back.
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Config
 from lab.models.decoder import Context, Decoder
 from lab.models.sizes import Model
-from lab.objectives.heads import Heads, Reduction, blocks
+from lab.objectives.heads import Heads, ManyHeads, blocks
 
 
-class Linear(Config):
+class Linear(ManyHeads):
     """Next-token prediction, and one matrix for each further token."""
 
     name: Literal["linear"] = "linear"
-    n: int = Field(ge=1, le=64)
-    """Future tokens predicted at once, one head each; 1 is next-token prediction."""
-    reduction: Reduction = "sum"
-    """How the heads' losses become one: their sum (the paper), or their mean (the clip norm is met as with n=1)."""
 
     def head_layers(self) -> int:
         """Layers of the model's N that the heads take: the last, which is named as next-token prediction's."""
@@ -43,16 +37,18 @@ class Linear(Config):
         """The heads, uninitialised."""
         width = model.shape.width
         matrices = (nn.Linear(width, width, bias=False) for _ in range(self.n - 1))
-        return LinearHeads([*blocks(model, 1), *matrices], self.reduction)
+        return LinearHeads([*blocks(model, 1), *matrices])
 
 
 class LinearHeads(Heads):
     """The model's last layer, and matrices on its output."""
 
-    def logits(
+    chained = True
+
+    def latents(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
     ) -> Iterator[Tensor]:
         z_BTD = self.heads[0](trunk_BTD, context)
-        yield decoder.logits(z_BTD)
+        yield z_BTD
         for head in self.heads[1:heads]:
-            yield decoder.logits(head(z_BTD))
+            yield head(z_BTD)

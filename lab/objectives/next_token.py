@@ -7,13 +7,12 @@
 
 from typing import Literal
 
-from lab.config import Config
 from lab.models.sizes import Model
-from lab.objectives.heads import blocks
+from lab.objectives.heads import OneHead, blocks
 from lab.objectives.parallel import ParallelHeads
 
 
-class NextToken(Config):
+class NextToken(OneHead):
     """Next-token prediction."""
 
     name: Literal["next_token"] = "next_token"
@@ -26,4 +25,4 @@ class NextToken(Config):
 
     def build(self, model: Model, vocabulary: int) -> ParallelHeads:
         """The single head, uninitialised."""
-        return ParallelHeads(blocks(model, 1), "sum")
+        return ParallelHeads(blocks(model, 1))

@@ -25,14 +25,16 @@ class Parallel(LayerHeads):
 
     def build(self, model: Model, vocabulary: int) -> "ParallelHeads":
         """The heads, uninitialised."""
-        return ParallelHeads(blocks(model, self.n), self.reduction)
+        return ParallelHeads(blocks(model, self.n))
 
 
 class ParallelHeads(Heads):
     """One transformer layer a head, each applied to the same trunk output."""
 
-    def logits(
+    chained = False
+
+    def latents(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
     ) -> Iterator[Tensor]:
         for head in self.heads[:heads]:
-            yield decoder.logits(head(trunk_BTD, context))
+            yield head(trunk_BTD, context)

@@ -9,14 +9,14 @@
 The unembeddings are (n-1) d V parameters more than with `parallel`; those outside of embeddings are as many.
 """
 
-from collections.abc import Iterator
 from typing import Literal
 
 from torch import Tensor, nn
 
-from lab.models.decoder import Context, Decoder
+from lab.models.decoder import Decoder
 from lab.models.sizes import Model
-from lab.objectives.heads import Heads, LayerHeads, Reduction, blocks
+from lab.objectives.heads import LayerHeads, blocks
+from lab.objectives.parallel import ParallelHeads
 
 
 class Replicated(LayerHeads):
@@ -26,21 +26,19 @@ class Replicated(LayerHeads):
 
     def build(self, model: Model, vocabulary: int) -> "ReplicatedHeads":
         """The heads, uninitialised."""
-        return ReplicatedHeads(model, vocabulary, self.n, self.reduction)
+        return ReplicatedHeads(model, vocabulary, self.n)
 
 
-class ReplicatedHeads(Heads):
+class ReplicatedHeads(ParallelHeads):
     """One transformer layer a head on the same trunk output, and an unembedding for each head after the first."""
 
-    def __init__(self, model: Model, vocabulary: int, n: int, reduction: Reduction) -> None:
-        super().__init__(blocks(model, n), reduction)
+    def __init__(self, model: Model, vocabulary: int, n: int) -> None:
+        super().__init__(blocks(model, n))
         self.replicas = nn.ModuleList(nn.Linear(model.shape.width, vocabulary, bias=False) for _ in range(n - 1))
 
-    def logits(
-        self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
-    ) -> Iterator[Tensor]:
-        for head, unembedding in zip(self.heads[:heads], (decoder.unembedding, *self.replicas), strict=False):
-            yield unembedding(decoder.norm(head(trunk_BTD, context)))
+    def read(self, decoder: Decoder, head: int, latent: Tensor) -> Tensor:
+        unembedding = self.replicas[head - 2] if head > 1 else decoder.unembedding
+        return unembedding(decoder.norm(latent))  # type: ignore[no-any-return]
 
     def unembeddings(self) -> list[nn.Module]:
         return list(self.replicas)

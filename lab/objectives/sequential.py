@@ -11,10 +11,10 @@ and predicts x_{t+i}. It is the report's depth k = i-1, which reads token k ahea
 - Head depth: head i is head i-1 and one transformer layer more. The layers are taken from the trunk: N in all whatever
   n, so the next-token path is N - n + 1 layers deep. The report adds its modules to a whole model: `extra_layers` n-1.
 - Intermediate tokens: the true ones. Head i at position t sees x_1..x_{t+i-1}: what it predicts is a next token, too.
-  Where there are no tokens ahead, there is head 1 alone; `logits` of more heads needs `tokens`, true ones or drafts.
+  Where there are no tokens ahead, there is head 1 alone; `latents` of more heads needs `tokens`, true ones or drafts.
 
 The projections M_i [d×2d] and the two norms before each come on top: (n-1) (2d² + 2d) parameters more than `parallel`.
-The report's loss weights (λ on the mean over depths) are not this objective's: every head weighs the same.
+The report weighs the mean over depths by λ: `weights: {name: auxiliary}`. Without, every head weighs the same.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lab.models.decoder import Context, Decoder
 from lab.models.sizes import Model
-from lab.objectives.heads import Heads, LayerHeads, Reduction, blocks
+from lab.objectives.heads import Heads, LayerHeads, blocks
 
 
 class Sequential(LayerHeads):
@@ -35,7 +35,7 @@ class Sequential(LayerHeads):
 
     def build(self, model: Model, vocabulary: int) -> "SequentialHeads":
         """The heads, uninitialised."""
-        return SequentialHeads(model, self.n, self.reduction)
+        return SequentialHeads(model, self.n)
 
 
 class Join(nn.Module):
@@ -56,15 +56,17 @@ class Join(nn.Module):
 class SequentialHeads(Heads):
     """One transformer layer a head; each after the first on the output of the head before it and a true token."""
 
-    def __init__(self, model: Model, n: int, reduction: Reduction) -> None:
-        super().__init__(blocks(model, n), reduction)
+    def __init__(self, model: Model, n: int) -> None:
+        super().__init__(blocks(model, n))
         self.joins = nn.ModuleList(Join(model.shape.width) for _ in range(n - 1))
 
-    def logits(
+    chained = True
+
+    def latents(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
     ) -> Iterator[Tensor]:
         latent_BTD = self.heads[0](trunk_BTD, context)
-        yield decoder.logits(latent_BTD)
+        yield latent_BTD
         positions = trunk_BTD.shape[1]
         for ahead, (head, join) in enumerate(zip(self.heads[1:heads], self.joins, strict=False), start=1):
             if tokens is None:
@@ -72,4 +74,4 @@ class SequentialHeads(Heads):
             # Near a document's end this reads another's token, but only where the head has no target.
             read_BTD = decoder.embedding(tokens[:, ahead : ahead + positions])
             latent_BTD = head(join(latent_BTD, read_BTD), context)
-            yield decoder.logits(latent_BTD)
+            yield latent_BTD

@@ -33,6 +33,9 @@ class Examples:
     than K. A split has a K of its own."""
     marks: dict[str, NDArray[np.uint8]]
     """[N, L] each: what a token is, for scores by token."""
+    spans: NDArray[np.uint8] | None = None
+    """[N, L] k: how many tokens in a row, a token itself the first, are wrong once it is wrong (Section 5.1 of the
+    paper; k = 1: what comes after is as if nothing had happened). None where no task says: 1 throughout."""
 
 
 class Task(Protocol):

@@ -128,6 +128,7 @@ class MixtureTask:
             slices={"part": np.array(self._names)[part]},
             keys=np.zeros((len(indices), keys), np.uint64),
             marks={},
+            spans=np.ones(shape, np.uint8) if any(each.spans is not None for each in told.values()) else None,
         )
         for k, each in told.items():
             mine = np.flatnonzero(part == k)
@@ -135,6 +136,8 @@ class MixtureTask:
             whole.tokens[mine, : each.tokens.shape[1]] = self._ids[k][each.tokens] * inside
             whole.lengths[mine] = each.lengths
             whole.trained[mine, : each.tokens.shape[1]] = each.trained
+            if whole.spans is not None and each.spans is not None:
+                whole.spans[mine, : each.tokens.shape[1]] = each.spans
             whole.keys[mine, : each.keys.shape[1]] = each.keys
         return whole
 

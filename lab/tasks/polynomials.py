@@ -400,6 +400,8 @@ class PolynomialTask:
             slices={"operations": questions.operations, "operator": outermost},
             keys=questions.keys[:, None],
             marks={},
+            # A wrong digit is taken to spoil those after it; nothing depends on what is answered elsewhere.
+            spans=np.where(scored, np.maximum(ends - 1 - columns, 1), 1).astype(np.uint8),
         )
 
     def _evaluated(
