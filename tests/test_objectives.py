@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lab.models.sizes import Model
 from lab.objectives import LanguageModel, ObjectiveConfig, build_model
+from lab.objectives.backward import Order, losses
 from lab.objectives.base import Batch, cross_entropy, targets
 from lab.objectives.next_token import NextToken
 from lab.objectives.parallel import Parallel, ParallelHeads
@@ -41,8 +42,8 @@ def heads_of(model: LanguageModel) -> nn.ModuleList:
     return model.objective.heads
 
 
-def training_loss(model: LanguageModel, batch: Batch) -> Tensor:
-    return torch.stack([term.weight * term.loss for term in model.objective.terms(model.decoder, batch)]).sum()
+def training_loss(model: LanguageModel, batch: Batch, order: Order = "joint") -> Tensor:
+    return losses(model.objective, model.decoder, batch, model.config.head_weights(done=0), order).total
 
 
 # Targets
@@ -82,10 +83,10 @@ def test_targets_by_brute_force(case: tuple[Batch, int]) -> None:
 def naive_loss(logits: Tensor, wanted: Tensor) -> tuple[Tensor, int]:
     """The mean of -log p over the targets, one by one, in float64."""
     losses = []
-    for b, t in np.ndindex(*wanted.shape):
-        if wanted[b, t] != -100:
-            scores = logits[b, t].double()
-            losses.append(torch.log(torch.exp(scores).sum()) - scores[wanted[b, t]])
+    for place in np.ndindex(*wanted.shape):
+        if wanted[place] != -100:
+            scores = logits[place].double()
+            losses.append(torch.log(torch.exp(scores).sum()) - scores[wanted[place]])
     return torch.stack(losses).mean() if losses else logits.double().sum() * 0, len(losses)
 
 
@@ -93,28 +94,32 @@ def naive_loss(logits: Tensor, wanted: Tensor) -> tuple[Tensor, int]:
 @given(st.integers(0, 10**6), st.floats(0, 1))
 def test_cross_entropy(seed: int, share: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn(2, 5, VOCABULARY, generator=generator)
-    wanted = torch.randint(VOCABULARY, (2, 5), generator=generator)
-    wanted[torch.rand(2, 5, generator=generator) < share] = -100
-    loss, number = cross_entropy(logits, wanted)
-    expected, count = naive_loss(logits, wanted)
-    assert int(number) == count
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+    logits = 3 * torch.randn(10, VOCABULARY, generator=generator)
+    wanted = torch.randint(VOCABULARY, (10,), generator=generator)
+    wanted[torch.rand(10, generator=generator) < share] = -100
+    mean, number = naive_loss(logits, wanted)
+    torch.testing.assert_close(cross_entropy(logits, wanted, "sum").double(), mean * number, rtol=1e-6, atol=1e-6)
+    each = cross_entropy(logits, wanted, "none")
+    assert each.shape == (10,)
+    for loss, target, scores in zip(each, wanted, logits, strict=True):
+        expected = naive_loss(scores[None], target[None])[0]
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+        assert target != -100 or loss == 0
 
 
 def test_cross_entropy_of_bfloat16_is_computed_in_float32() -> None:
-    logits = torch.randn(1, 50, VOCABULARY, generator=torch.Generator().manual_seed(0)).bfloat16()
-    wanted = torch.zeros(1, 50, dtype=torch.int64)
-    loss, _ = cross_entropy(logits, wanted)
+    logits = torch.randn(50, VOCABULARY, generator=torch.Generator().manual_seed(0)).bfloat16()
+    wanted = torch.zeros(50, dtype=torch.int64)
+    loss = cross_entropy(logits, wanted, "sum")
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss.double(), naive_loss(logits, wanted)[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(loss.double() / 50, naive_loss(logits, wanted)[0], rtol=1e-6, atol=1e-6)
 
 
 def test_no_targets_mean_no_loss_and_no_gradient() -> None:
-    logits = torch.randn(1, 3, VOCABULARY, requires_grad=True)
-    loss, number = cross_entropy(logits, torch.full((1, 3), -100))
+    logits = torch.randn(3, VOCABULARY, requires_grad=True)
+    loss = cross_entropy(logits, torch.full((3,), -100), "sum")
     torch.autograd.backward(loss)
-    assert (loss.item(), int(number)) == (0.0, 0)
+    assert loss.item() == 0.0
     assert logits.grad is not None
     assert (logits.grad == 0).all()
 
@@ -124,17 +129,17 @@ def test_no_targets_mean_no_loss_and_no_gradient() -> None:
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_terms_and_gradients_equal_a_naive_reference(n: int, reduction: Literal["sum", "mean"]) -> None:
+def test_losses_and_gradients_equal_a_naive_reference(n: int, reduction: Literal["sum", "mean"]) -> None:
     model = parallel(n, Parallel(n=n, reduction=reduction)).double()
     batch = random_batch(seed=n, n=n)
-    terms = list(model.objective.terms(model.decoder, batch))
+    found = losses(model.objective, model.decoder, batch, model.config.head_weights(done=0))
     names, parameters = zip(*model.named_parameters(), strict=True)
-    gradients = torch.autograd.grad(training_loss(model, batch), parameters)
+    gradients = torch.autograd.grad(found.total, parameters)
 
     # A forward and a backward pass of its own for each head.
     inputs, documents = batch.tokens[:, :12], batch.documents[:, :12]
-    sums = [torch.zeros_like(parameter) for parameter in parameters]
-    for i, (head, term) in enumerate(zip(heads_of(model), terms, strict=True), start=1):
+    sums, total = [torch.zeros_like(parameter) for parameter in parameters], 0.0
+    for i, head in enumerate(heads_of(model), start=1):
         context = model.decoder.context(inputs, documents)
         logits = model.decoder.logits(head(model.decoder(inputs, context), context))
         wanted = torch.full((3, 12), -100)
@@ -143,23 +148,31 @@ def test_terms_and_gradients_equal_a_naive_reference(n: int, reduction: Literal[
                 wanted[b, t] = batch.tokens[b, t + i]
         loss, number = naive_loss(logits, wanted)
         assert number > 0
-        assert (term.head, int(term.targets), term.weight) == (i, number, 1 if reduction == "sum" else 1 / n)
-        assert term.loss.item() == pytest.approx(loss.item(), rel=1e-12)
-        for total, part in zip(sums, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+        assert int(found.targets[i - 1]) == number
+        assert found.nats[i - 1].item() == pytest.approx(loss.item() * number, rel=1e-12)
+        total += loss.item() if reduction == "sum" else loss.item() / n
+        for whole, part in zip(sums, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
             if part is not None:
-                total += part if reduction == "sum" else part / n
+                whole += part if reduction == "sum" else part / n
+    assert found.total.item() == pytest.approx(total, rel=1e-12)
     for name, gradient, expected in zip(names, gradients, sums, strict=True):
         assert (expected != 0).any(), name
         assert torch.allclose(gradient, expected, rtol=1e-10, atol=1e-10), name
 
 
-def test_a_head_beyond_every_document_has_no_targets() -> None:
+@pytest.mark.parametrize("order", ["joint", "sequential", "fused"])
+def test_a_head_beyond_every_document_has_no_targets(order: Order) -> None:
     model = parallel(2)
-    alone = torch.arange(8)[None]  # documents of one token
+    alone = torch.arange(8)[None]  # documents of two tokens
     batch = Batch(torch.zeros(1, 8, dtype=torch.int64), alone // 2, torch.ones(1, 8, dtype=torch.bool))
-    first, second = model.objective.terms(model.decoder, batch)
-    assert (int(first.targets), int(second.targets), second.loss.item()) == (3, 0, 0.0)
-    assert first.loss.item() > 0
+    found = losses(model.objective, model.decoder, batch, [1.0, 1.0], order)
+    assert found.targets.tolist() == [3, 0]
+    assert (found.nats > 0).tolist() == [True, False]
+    assert found.total.item() == pytest.approx(found.nats[0].item() / 3)
+    torch.autograd.backward(found.total)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert (parameter.grad != 0).any().item() is not name.startswith("objective.heads.1."), name
 
 
 def test_next_token_is_parallel_of_one_bit_for_bit() -> None:
@@ -219,15 +232,33 @@ class Counted(nn.Module):
         return self.module(*inputs)  # type: ignore[no-any-return]
 
 
-def test_terms_are_computed_when_asked_for() -> None:
+def test_latents_and_logits_are_computed_when_asked_for() -> None:
+    model = parallel(3)
+    heads = heads_of(model)
+    counted = [Counted(head) for head in heads]
+    for i, each in enumerate(counted):
+        heads[i] = each
+    model.decoder.unembedding = unembedding = Counted(model.decoder.unembedding)  # type: ignore[assignment]
+    batch = random_batch(seed=0, n=3)
+    context = model.decoder.context(batch.tokens, batch.documents)
+    trunk = model.decoder(batch.tokens, context)
+    for reads, asking in enumerate((model.objective.latents, model.objective.logits)):
+        for each in (*counted, unembedding):
+            each.calls = 0
+        made = asking(model.decoder, trunk, context, 3)
+        for asked in range(4):
+            assert [each.calls for each in counted] == [1] * asked + [0] * (3 - asked)
+            assert unembedding.calls == reads * asked
+            assert (next(made, None) is None) is (asked == 3)
+
+
+@pytest.mark.parametrize("order", ["joint", "sequential", "fused"])
+def test_a_loss_computes_the_trunk_and_each_head_once(order: Order) -> None:
     model = parallel(3)
     heads = heads_of(model)
     counted = [Counted(head) for head in heads]
     for i, each in enumerate(counted):
         heads[i] = each
     model.decoder.trunk[0] = trunk = Counted(model.decoder.trunk[0])
-    terms = model.objective.terms(model.decoder, random_batch(seed=0, n=3))
-    for asked in range(3):
-        assert [each.calls for each in counted] == [1] * asked + [0] * (3 - asked)
-        assert next(terms).head == asked + 1
-    assert ([each.calls for each in counted], trunk.calls) == ([1, 1, 1], 1)  # the trunk once for all heads
+    torch.autograd.backward(training_loss(model, random_batch(seed=0, n=3), order))
+    assert [each.calls for each in (trunk, *counted)] == [1, 1, 1, 1]

@@ -17,6 +17,7 @@ from lab.home import home
 from lab.learning.settings import Evaluation, Train
 from lab.models.sizes import Model
 from lab.objectives import ObjectiveConfig
+from lab.objectives.cost import instantiate, training_flops_per_token
 from lab.objectives.next_token import NextToken
 from lab.tasks import TaskConfig
 
@@ -77,11 +78,22 @@ class Experiment(Config):
                 f"objective.n: {self.objective.n} is not allowed: its {heads} head layers leave no trunk in a model of "
                 f"{layers} layers; allowed: at most {layers - 1 + self.objective.n - heads}, or a larger model"
             )
-        longest = self.task.build().longest("train")
+        task = self.task.build()
+        longest = task.longest("train")
         if longest > self.train.context:
             raise ValueError(
                 f"train.context: {self.train.context} is not allowed: the longest training example has {longest} tokens"
             )
+        if self.train.flops is not None:
+            built = instantiate(self.model, self.objective, len(task.vocabulary))
+            a_step = training_flops_per_token(built, self.train.context) * self.train.batch_tokens
+            steps = round(self.train.flops / a_step)
+            if steps <= self.train.warmup:
+                raise ValueError(
+                    f"train.flops: {self.train.flops:g} is not allowed: lasts {steps} steps of {a_step:.3g}; should be "
+                    f"more than the {self.train.warmup} of warmup"
+                )
+            object.__setattr__(self, "train", self.train.model_copy(update={"steps": steps}))
         return self
 
     @property
@@ -158,12 +170,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
     """`update` laid over `base`, mapping by mapping.
 
-    Naming another task, objective or kind of tokens starts from its own defaults: nothing of the former's is kept.
+    Naming another task, objective, law of weights or kind of tokens starts from its own defaults: nothing of the
+    former's is kept.
     """
     merged = dict(base)
     for key, value in update.items():
         below = base.get(key)
-        if key in ("task", "objective", "tokens"):
+        if key in ("task", "objective", "tokens", "weights"):
             value = {"name": value} if isinstance(value, str) else value
             below = {"name": below} if isinstance(below, str) else below
             if isinstance(value, dict) and isinstance(below, dict):

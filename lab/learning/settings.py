@@ -12,6 +12,9 @@ class Train(Config):
 
     steps: int = Field(default=2000, ge=1)
     """Optimiser steps (paper: 100,000)."""
+    flops: Annotated[float | None, Neutral(None), Field(gt=0)] = None
+    """Training FLOPs in all, to compare objectives that cost unlike much a token: where given, `steps` is what they
+    last for."""
     batch_tokens: int = Field(default=4096, ge=1)
     """Tokens a step, on average, padding not counted (paper: 262,144)."""
     context: int = Field(default=128, ge=2)

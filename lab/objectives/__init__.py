@@ -1,28 +1,35 @@
-"""The ways of predicting n tokens. A new one is a file beside this and its config's name in `ObjectiveConfig`."""
+"""The ways of predicting n tokens. A new one is a file beside this, and a line here that imports its config."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 from torch import nn
 
 from lab.models.decoder import Decoder, initialise
 from lab.models.sizes import Model
-from lab.objectives.anticausal import Anticausal
 from lab.objectives.base import Objective
-from lab.objectives.causal import Causal
-from lab.objectives.detached import Detached
-from lab.objectives.linear import Linear
-from lab.objectives.next_token import NextToken
-from lab.objectives.parallel import Parallel
-from lab.objectives.replicated import Replicated
-from lab.objectives.reweighted import Reweighted
-from lab.objectives.sequential import Sequential
-from lab.objectives.shallow import Shallow
+from lab.objectives.heads import Predicting
 
-ObjectiveConfig = Annotated[
-    NextToken | Parallel | Linear | Replicated | Causal | Anticausal | Sequential | Shallow | Detached | Reweighted,
-    Field(discriminator="name"),
-]
+# isort: off
+from lab.objectives.next_token import NextToken as NextToken
+from lab.objectives.parallel import Parallel as Parallel
+from lab.objectives.linear import Linear as Linear
+from lab.objectives.replicated import Replicated as Replicated
+from lab.objectives.causal import Causal as Causal
+from lab.objectives.anticausal import Anticausal as Anticausal
+from lab.objectives.sequential import Sequential as Sequential
+from lab.objectives.shallow import Shallow as Shallow
+from lab.objectives.detached import Detached as Detached
+from lab.objectives.reweighted import Reweighted as Reweighted
+
+# isort: on
+
+if TYPE_CHECKING:
+    ObjectiveConfig = Predicting
+else:
+    # Whatever is imported above, told apart by `name`.
+    _CONFIGS = [each for each in globals().values() if isinstance(each, type) and issubclass(each, Predicting)][1:]
+    ObjectiveConfig = Annotated[Union[tuple(_CONFIGS)], Field(discriminator="name")]  # noqa: UP007
 
 
 class LanguageModel(nn.Module):

@@ -26,7 +26,6 @@ class Anticausal(LayerHeads):
     name: Literal["anticausal"] = "anticausal"
 
     def build(self, model: Model, vocabulary: int) -> "AnticausalHeads":
-        """The heads, uninitialised."""
         return AnticausalHeads(blocks(model, self.n))
 
 

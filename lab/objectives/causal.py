@@ -24,7 +24,6 @@ class Causal(LayerHeads):
     name: Literal["causal"] = "causal"
 
     def build(self, model: Model, vocabulary: int) -> "CausalHeads":
-        """The heads, uninitialised."""
         return CausalHeads(blocks(model, self.n))
 
 

@@ -24,7 +24,6 @@ class Detached(LayerHeads):
     name: Literal["detached"] = "detached"
 
     def build(self, model: Model, vocabulary: int) -> "DetachedHeads":
-        """The heads, uninitialised."""
         return DetachedHeads(blocks(model, self.n))
 
 

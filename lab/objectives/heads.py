@@ -1,5 +1,6 @@
-"""What the objectives with a module for each head share: their fields, their heads, and what inference drops."""
+"""What objectives share: their fields, a module for each head, and what inference drops."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal, Self
 
@@ -15,20 +16,36 @@ from lab.objectives.weights import HeadWeights, Listed
 Reduction = Literal["sum", "mean"]
 
 
-class OneHead(Config):
-    """What objectives that predict the next token alone have in common."""
+class Predicting(Config, ABC):
+    """The config of a way of predicting."""
 
     name: str
+    n: int
+    """Future tokens predicted at once, or those of the objective that a control is compared with."""
+
+    @abstractmethod
+    def head_layers(self) -> int:
+        """How many of the model's N layers are not the trunk's."""
+
+    @abstractmethod
+    def head_weights(self, done: float) -> list[float]:
+        """Each head's weight in the training loss when a share `done` of training is over."""
+
+    @abstractmethod
+    def build(self, model: Model, vocabulary: int) -> Objective:
+        """The heads, uninitialised, for a model of this shape and number of tokens."""
+
+
+class OneHead(Predicting):
+    """What objectives that predict the next token alone have in common."""
 
     def head_weights(self, done: float) -> list[float]:
-        """The head's weight in the training loss."""
         return [1.0]
 
 
-class ManyHeads(Config):
+class ManyHeads(Predicting):
     """Fields of an objective with n heads."""
 
-    name: str
     n: int = Field(ge=1, le=64)
     """Future tokens predicted at once, one head each; 1 is next-token prediction."""
     reduction: Reduction = "sum"
@@ -47,7 +64,6 @@ class ManyHeads(Config):
         return self
 
     def head_weights(self, done: float) -> list[float]:
-        """Each head's weight in the training loss when a share `done` of training is over."""
         weights = self.weights.at(self.n, done) if self.weights else [1.0] * self.n
         return weights if self.reduction == "sum" else [each / sum(weights) for each in weights]
 
@@ -59,7 +75,6 @@ class LayerHeads(ManyHeads):
     """Layers added to the trunk: 0 leaves the model its N layers whatever n, n-1 leaves the trunk as it is with n=1."""
 
     def head_layers(self) -> int:
-        """Layers of the model's N that the heads take."""
         return self.n - self.extra_layers
 
 

@@ -34,7 +34,6 @@ class Linear(ManyHeads):
         return 1
 
     def build(self, model: Model, vocabulary: int) -> "LinearHeads":
-        """The heads, uninitialised."""
         width = model.shape.width
         matrices = (nn.Linear(width, width, bias=False) for _ in range(self.n - 1))
         return LinearHeads([*blocks(model, 1), *matrices])

@@ -20,9 +20,7 @@ class NextToken(OneHead):
     """Future tokens predicted at once."""
 
     def head_layers(self) -> int:
-        """Layers of the model's N that the heads take."""
         return 1
 
     def build(self, model: Model, vocabulary: int) -> ParallelHeads:
-        """The single head, uninitialised."""
         return ParallelHeads(blocks(model, 1))

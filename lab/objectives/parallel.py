@@ -24,7 +24,6 @@ class Parallel(LayerHeads):
     name: Literal["parallel"] = "parallel"
 
     def build(self, model: Model, vocabulary: int) -> "ParallelHeads":
-        """The heads, uninitialised."""
         return ParallelHeads(blocks(model, self.n))
 
 

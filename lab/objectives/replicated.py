@@ -25,7 +25,6 @@ class Replicated(LayerHeads):
     name: Literal["replicated"] = "replicated"
 
     def build(self, model: Model, vocabulary: int) -> "ReplicatedHeads":
-        """The heads, uninitialised."""
         return ReplicatedHeads(model, vocabulary, self.n)
 
 

@@ -35,11 +35,9 @@ class Reweighted(OneHead):
     """Whether the weights are those of the heads' sum, n and more, or those of their mean, 1 and more."""
 
     def head_layers(self) -> int:
-        """Layers of the model's N that the heads take."""
         return 1
 
     def build(self, model: Model, vocabulary: int) -> "ReweightedHead":
-        """The single head, uninitialised."""
         return ReweightedHead(model, self.n, self.n if self.reduction == "mean" else 1)
 
 

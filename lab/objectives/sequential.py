@@ -34,7 +34,6 @@ class Sequential(LayerHeads):
     name: Literal["sequential"] = "sequential"
 
     def build(self, model: Model, vocabulary: int) -> "SequentialHeads":
-        """The heads, uninitialised."""
         return SequentialHeads(model, self.n)
 
 

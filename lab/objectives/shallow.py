@@ -29,5 +29,4 @@ class Shallow(OneHead):
         return self.n
 
     def build(self, model: Model, vocabulary: int) -> ParallelHeads:
-        """The single head, uninitialised."""
         return ParallelHeads(blocks(model, 1))
