@@ -15,6 +15,7 @@ from lab.learning.evaluation import batches, evaluate, head_losses, predict
 from lab.learning.settings import Train
 from lab.models.sizes import Model
 from lab.objectives import LanguageModel, build_model
+from lab.objectives.backward import losses
 from lab.objectives.parallel import Parallel
 from lab.tasks.base import Examples
 from lab.tasks.polynomials import Polynomials
@@ -41,9 +42,8 @@ def model() -> LanguageModel:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     steps = Steps(TASK, Train(batch_tokens=1024, context=32), 2, seed=0, first=0, questions=TEST.keys[:, 0])
     for step in islice(steps, 250):
-        loss = torch.stack([term.loss for term in model.objective.terms(model.decoder, step.batch)]).sum()
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(losses(model.objective, model.decoder, step.batch, [1.0, 1.0]).total)
         optimizer.step()
     return model.double().eval()
 
@@ -137,13 +137,13 @@ def test_head_losses_are_means_over_documents_read_alone(
 ) -> None:
     monkeypatch.setattr(evaluation, "_TOKENS", limit)
     examples = Polynomials(**CONFIG, loss=loss).build().examples("test", np.arange(100, 220), seed=0)  # type: ignore[arg-type]
-    losses: tuple[list[float], list[float]] = ([], [])
+    nats: tuple[list[float], list[float]] = ([], [])
     for row in range(120):
         tokens = document(examples, row)
         likelihoods = alone(model, tokens).log_softmax(dim=-1)
         for head in (1, 2):
             for t in range(len(tokens) - head):
                 if examples.trained[row, t + head]:
-                    losses[head - 1].append(-likelihoods[head - 1, t, tokens[t + head]].item())
-    assert head_losses(model, examples) == pytest.approx([np.mean(each) for each in losses], rel=1e-5)
-    assert np.mean(losses[0]) != pytest.approx(np.mean(losses[1]), rel=1e-3)
+                    nats[head - 1].append(-likelihoods[head - 1, t, tokens[t + head]].item())
+    assert head_losses(model, examples) == pytest.approx([np.mean(each) for each in nats], rel=1e-5)
+    assert np.mean(nats[0]) != pytest.approx(np.mean(nats[1]), rel=1e-3)

@@ -32,7 +32,18 @@ CHANGES = [
     "model.rotary_base=100",
     "objective=next_token", "objective.n=1", "objective.n=3", "objective.reduction=mean", "objective.extra_layers=1",
     "objective={name: linear, n: 2}", "objective={name: replicated, n: 2}", "objective={name: causal, n: 2}",
-    "objective={name: anticausal, n: 2}", "objective={name: sequential, n: 2}",
+    "objective={name: anticausal, n: 2}", "objective={name: sequential, n: 2}", "objective={name: shallow, n: 2}",
+    "objective={name: detached, n: 2}", "objective={name: reweighted, n: 2}",
+    "objective={name: reweighted, n: 2, reduction: mean}",
+    "objective.weights={name: listed, values: [1, 1]}", "objective.weights={name: listed, values: [1, 0.5]}",
+    "objective.weights={name: geometric}", "objective.weights={name: geometric, ratio: 0.25}",
+    "objective.weights={name: auxiliary}", "objective.weights={name: auxiliary, first: 0.2}",
+    "objective.weights={name: auxiliary, last: 0.2}", "objective.weights={name: auxiliary, change: 0.5}",
+    "objective.weights={name: curriculum, order: forward}", "objective.weights={name: curriculum, order: reverse}",
+    "objective.weights={name: curriculum, order: forward, share: 0.5}",
+    "objective.weights={name: balanced}", "objective.weights={name: balanced, decay: 0.5}",
+    "objective.weights={name: balanced, every: 1}",
+    "init_from=0123456789abcdef", "train.flops=1e9",
     "train.steps=41", "train.batch_tokens=257", "train.context=33", "train.lr=2e-3", "train.warmup=6",
     "train.decay_ratio=0.1", "train.betas=[0.9, 0.99]", "train.betas=[0.8, 0.95]", "train.eps=1e-6",
     "train.weight_decay=0", "train.clip=0.5",
@@ -40,7 +51,8 @@ CHANGES = [
 ]  # fmt: skip
 EXECUTION = [
     "execution.device=cpu", "execution.threads=2", "execution.data_workers=1", "execution.log_every=6",
-    "execution.checkpoint_every=11", "execution.tensorboard=true",
+    "execution.checkpoint_every=11", "execution.tensorboard=true", "execution.backward=fused", "execution.passes=2",
+    "execution.recompute=true",
 ]  # fmt: skip
 
 
@@ -168,7 +180,7 @@ def test_overrides_are_yaml() -> None:
         ("objective.n=4", ["objective.n: 4", "at most 3"]),
         ("objective=paralel", ["objective: 'paralel'", "next_token, parallel", "did you mean 'parallel'?"]),
         ("objective.reduction=man", ["objective.reduction: \"man\"", "did you mean 'mean'?"]),
-        ("objective.k=1", ["objective.k", "unknown field", "allowed: name, n, reduction, extra_layers"]),
+        ("objective.k=1", ["objective.k", "unknown field", "allowed: name, n, reduction, weights, extra_layers"]),
         ("task=stroies", ["task: 'stroies'", "polynomials, stories", "did you mean 'stories'?"]),
         ("task.prime=4", ["task.prime: 4", "prime from 2 to 65521"]),
         ("task.operators={ad: 1}", ["task.operators: \"ad\"", "did you mean 'add'?"]),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lab.config import validated
 from lab.errors import BadInput
+from lab.learning.data import packed_batch
 from lab.tasks.base import Task
 from lab.tasks.induction import Names
 from lab.tasks.mixture import Mixture, MixtureTask, Part
@@ -75,7 +76,26 @@ def test_an_example_is_its_part_s_own_whatever_the_token_ids() -> None:
         ]
         assert set(examples.keys[row].tolist()) - {0} == set(alone.keys[0].tolist()) - {0}
         assert (examples.trained[row].nonzero()[0] == alone.trained[0].nonzero()[0]).all()
+        assert examples.spans is not None
+        spans = [1] * examples.tokens.shape[1] if alone.spans is None else alone.spans[0].tolist()
+        assert examples.spans[row].tolist() == spans + [1] * (examples.tokens.shape[1] - len(spans))
+        assert (max(spans) > 1) is (name == "sums")
     assert len(set(task.vocabulary)) == len(task.vocabulary)
+
+
+def test_what_follows_from_a_token_reaches_the_batch() -> None:
+    examples = mixed(sums=(1, SUMS), stories=(1, SCARCE)).examples("train", np.arange(120), 0)
+    batch = packed_batch(examples, 300, 2)
+    assert batch.spans is not None
+    for i, (length, part) in enumerate(zip(examples.lengths, examples.slices["part"], strict=True)):
+        answer = [2, 1, 1] if part == "sums" else []  # two digits, and the end
+        expected = [1] * (length - len(answer)) + answer
+        assert batch.spans[batch.documents == i].tolist() == expected
+    assert (batch.spans[batch.documents < 0] == 1).all()
+
+
+def test_where_no_part_says_what_follows_a_mixture_does_not() -> None:
+    assert mixed(stories=(1, SCARCE), novels=(9, NOVELS)).examples("train", np.arange(20), 0).spans is None
 
 
 def test_evaluation_is_the_scored_part_s() -> None:

@@ -21,7 +21,7 @@ VOCABULARY = 7
 
 
 def random_batch(seed: int, n: int, rows: int = 3, positions: int = 12) -> Batch:
-    """Rows of documents of 1 to 6 tokens, padding behind, a fifth of the tokens not trained on."""
+    """Rows of documents of 1 to 6 tokens, padding behind, a fifth of the tokens not trained on, spans at random."""
     random = np.random.default_rng(seed)
     documents = np.full((rows, positions + n), -1)
     for row in documents:
@@ -30,7 +30,8 @@ def random_batch(seed: int, n: int, rows: int = 3, positions: int = 12) -> Batch
             row[place : place + length] = document
             place += length
     tokens, trained = random.integers(0, VOCABULARY, documents.shape), random.random(documents.shape) < 0.8
-    return Batch(torch.from_numpy(tokens), torch.from_numpy(documents), torch.from_numpy(trained))
+    spans = random.integers(1, 6, documents.shape)
+    return Batch(*map(torch.from_numpy, (tokens, documents, trained, spans)))
 
 
 def parallel(n: int, objective: ObjectiveConfig | None = None) -> LanguageModel:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ CONTEXT = 20
 LENGTHS = st.lists(st.integers(1, CONTEXT), min_size=1, max_size=60).map(np.array)
 
 
-def random_examples(lengths: NDArray[np.int64], seed: int) -> Examples:
+def random_examples(lengths: NDArray[np.int64], seed: int, spans: bool = True) -> Examples:
     random = np.random.default_rng(seed)
     inside = np.arange(lengths.max()) < lengths[:, None]
     tokens = (random.integers(0, 50, inside.shape) * inside).astype(np.uint16)
@@ -24,7 +25,8 @@ def random_examples(lengths: NDArray[np.int64], seed: int) -> Examples:
     names = {"number": np.arange(len(lengths))}
     keys = random.integers(0, 99, (len(lengths), 2)).astype(np.uint64)
     marks = {"kind": (random.integers(1, 9, inside.shape) * inside).astype(np.uint8)}
-    return Examples(tokens, lengths, trained, scored, names, keys, marks)
+    reach = np.where(inside, random.integers(1, 9, inside.shape), 1).astype(np.uint8) if spans else None
+    return Examples(tokens, lengths, trained, scored, names, keys, marks, reach)
 
 
 def fewest_rows(lengths: list[int], room: tuple[int, ...] = ()) -> int:
@@ -90,19 +92,40 @@ def test_packing_is_deterministic(lengths: NDArray[np.int64]) -> None:
 def test_documents_are_recovered_from_a_batch(lengths: NDArray[np.int64], n: int, seed: int) -> None:
     examples = random_examples(lengths, seed)
     batch = packed_batch(examples, CONTEXT, n)
-    tokens, documents, trained = (each.numpy() for each in batch)
-    assert tokens.shape == documents.shape == trained.shape == (documents.shape[0], CONTEXT + n)
+    assert examples.spans is not None
+    assert batch.spans is not None
+    tokens, documents, trained, spans = (each.numpy() for each in (*batch[:3], batch.spans))
+    assert tokens.shape == documents.shape == trained.shape == spans.shape == (documents.shape[0], CONTEXT + n)
+    assert spans.dtype == np.int64
     for i, length in enumerate(lengths):
         [row] = np.unique(np.nonzero(documents == i)[0])  # of one row, and there side by side
         places = np.flatnonzero(documents[row] == i)
         assert places.tolist() == list(range(places[0], places[0] + length))
         assert tokens[row, places].tolist() == examples.tokens[i, :length].tolist()
         assert trained[row, places].tolist() == examples.trained[i, :length].tolist()
+        assert spans[row, places].tolist() == examples.spans[i, :length].tolist()
     padding = documents == -1
     assert (~padding).sum() == lengths.sum()
     assert padding[:, CONTEXT:].all()
     assert not tokens[padding].any()
     assert not trained[padding].any()
+    assert (spans[padding] == 1).all()
+
+
+def test_where_no_spans_are_told_a_batch_has_none() -> None:
+    examples = random_examples(np.array([3, 5, 20]), seed=0, spans=False)
+    assert packed_batch(examples, CONTEXT, 2).spans is None
+    assert select(examples, slice(1, 3)).spans is None
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.booleans(), st.integers(0, 3), st.integers(1, 4))
+def test_rows_of_a_batch(lengths: NDArray[np.int64], spans: bool, start: int, stride: int) -> None:
+    batch = packed_batch(random_examples(lengths, 0, spans), CONTEXT, 2)
+    for whole, part in zip(batch, batch.rows(slice(start, None, stride)), strict=True):
+        assert (whole is None) == (part is None)
+        if whole is not None and part is not None:
+            assert part.tolist() == whole.tolist()[start::stride]
 
 
 def test_a_real_batch_loses_nothing() -> None:
@@ -112,6 +135,10 @@ def test_a_real_batch_loses_nothing() -> None:
     assert int((batch.documents >= 0).sum()) == examples.lengths.sum()
     assert int(batch.trained.sum()) == 300 * 6  # five coefficients and the end
     assert len(batch.tokens) <= examples.lengths.sum() / 128 * 1.1 + 1
+    assert batch.spans is not None
+    scored = batch.spans[batch.trained].view(300, 6)  # row by row, and so document by document
+    assert (scored == torch.tensor([5, 4, 3, 2, 1, 1])).all()
+    assert (batch.spans[~batch.trained] == 1).all()
 
 
 @settings(deadline=None)
@@ -126,6 +153,9 @@ def test_select_keeps_examples_whole(lengths: NDArray[np.int64], data: st.DataOb
             one, other = getattr(part, field)[k], getattr(examples, field)[i]
             assert one[: lengths[i]].tolist() == other[: lengths[i]].tolist()
             assert not one[lengths[i] :].any()
+        assert part.spans is not None
+        assert examples.spans is not None
+        assert part.spans[k].tolist() == examples.spans[i, : part.tokens.shape[1]].tolist()
         assert part.marks["kind"][k].tolist() == examples.marks["kind"][i, : part.tokens.shape[1]].tolist()
         assert (part.lengths[k], part.slices["number"][k]) == (lengths[i], i)
         assert part.keys[k].tolist() == examples.keys[i].tolist()

@@ -56,6 +56,10 @@ def same(left: Examples, right: Examples) -> None:
             for array in (getattr(left, name), getattr(right, name))
         )
         np.testing.assert_array_equal(a, b)
+    assert left.spans is not None
+    assert right.spans is not None
+    a, b = (np.pad(each, ((0, 0), (0, width - each.shape[1])), constant_values=1) for each in (left.spans, right.spans))
+    np.testing.assert_array_equal(a, b)
     for name in ("lengths", "keys"):
         np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
     assert left.slices.keys() == right.slices.keys()
@@ -65,7 +69,7 @@ def same(left: Examples, right: Examples) -> None:
 
 def rows_of(examples: Examples, rows: NDArray[np.int64]) -> Examples:
     slices = {name: values[rows] for name, values in examples.slices.items()}
-    names = ("tokens", "lengths", "trained", "scored", "keys")
+    names = ("tokens", "lengths", "trained", "scored", "keys", "spans")
     return Examples(**{name: getattr(examples, name)[rows] for name in names}, slices=slices, marks={})
 
 
@@ -158,6 +162,10 @@ def test_documents(config: Polynomials, split: Split, seed: int) -> None:
         np.testing.assert_array_equal(examples.scored[row], (place >= length - d - 1) & (place < length))
         trained = place < length if config.loss == "all" else examples.scored[row]
         np.testing.assert_array_equal(examples.trained[row], trained)
+        # The digits, and those after them: in the question, in pauses, at the end and beyond, nothing follows.
+        followed = [1] * (length - d - 1) + list(range(d, 0, -1)) + [1] * (len(place) - length + 1)
+        assert examples.spans is not None
+        assert examples.spans[row].tolist() == followed
         assert not examples.tokens[row, length:].any()
 
 

@@ -17,8 +17,10 @@ from lab.learning.data import Step, Steps, StepsDataModule
 from lab.learning.module import LearningModule, rate
 from lab.learning.settings import Train
 from lab.models.sizes import Model
-from lab.objectives import build_model
+from lab.objectives import ObjectiveConfig, build_model
+from lab.objectives.backward import losses
 from lab.objectives.parallel import Parallel
+from lab.objectives.weights import Geometric
 from lab.tasks.polynomials import Polynomials
 
 TASK = Polynomials(
@@ -31,9 +33,16 @@ TRAIN = Train(
 )  # fmt: skip
 
 
-def learner(train: Train = TRAIN, n: int = 2) -> LearningModule:
-    model = build_model(Model(layers=4, width=16, heads=2), Parallel(n=n), len(TASK.vocabulary), seed=0)
-    return LearningModule(model, train, len(QUESTIONS))
+def learner(train: Train = TRAIN, objective: ObjectiveConfig | None = None) -> LearningModule:
+    """A module that has a trainer, as it has while it is trained."""
+    shape = Model(layers=4, width=16, heads=2)
+    model = build_model(shape, objective or Parallel(n=2), len(TASK.vocabulary), seed=0)
+    module = LearningModule(model, train, len(QUESTIONS))
+    module.trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    return module
 
 
 def steps(train: Train = TRAIN, n: int = 2) -> list[Step]:
@@ -101,8 +110,7 @@ def bare_loop(train: Train) -> tuple[dict[str, torch.Tensor], list[float]]:
     second = {name: torch.zeros_like(p) for name, p in names.items()}
     for k, step in enumerate(steps(train)):
         model.zero_grad()
-        losses = [term.loss for term in model.objective.terms(model.decoder, step.batch)]
-        torch.autograd.backward(torch.stack(losses).sum())
+        torch.autograd.backward(losses(model.objective, model.decoder, step.batch, [1.0, 1.0]).total)
         gradients = {name: p.grad for name, p in names.items() if p.grad is not None}
         norms.append(math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values())))
         lr, (beta1, beta2) = train.lr * rate(k, train), train.betas
@@ -196,31 +204,39 @@ def test_clipping(size: float, clipped: bool) -> None:
     assert (first.grad[0, 0].item(), last.grad[0, 0].item()) == pytest.approx(
         (3 * size * scale, -4 * size * scale), rel=1e-5
     )
-    module.meter[2 * 2 + 2] = 1  # one step
+    module.meter[3 * 2 + 1] = 1  # one step
     means = module.read_meter()
     assert means["gradient_norm"] == pytest.approx(5 * size)
     assert means["clip_share"] == (1.0 if clipped else 0.0)
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_the_meter_by_hand(reduction: Any) -> None:
-    objective = Parallel(n=2, reduction=reduction)
-    model = build_model(Model(layers=4, width=16, heads=2), objective, len(TASK.vocabulary), seed=0)
-    module = LearningModule(model, TRAIN, len(QUESTIONS))
+@pytest.mark.parametrize(
+    ("objective", "weights"),
+    [
+        (Parallel(n=2), [1.0, 1.0]),
+        (Parallel(n=2, reduction="mean"), [0.5, 0.5]),
+        (Parallel(n=2, weights=Geometric(ratio=0.25)), [1.0, 0.25]),
+        (Parallel(n=2, reduction="mean", weights=Geometric(ratio=0.25)), [0.8, 0.2]),
+    ],
+)
+def test_the_meter_by_hand(objective: Parallel, weights: list[float]) -> None:
+    module = learner(objective=objective)
+    model = module.model
     batches = steps()[:3]
-    losses, numbers, totals = [], [], []
+    nats, numbers, totals = [], [], []
     for step in batches:
-        terms = list(model.objective.terms(model.decoder, step.batch))
-        losses.append([term.loss.item() for term in terms])
-        numbers.append([int(term.targets) for term in terms])
-        totals.append(sum(losses[-1]) if reduction == "sum" else sum(losses[-1]) / 2)
+        found = losses(model.objective, model.decoder, step.batch, weights)
+        nats.append(found.nats.tolist())
+        numbers.append(found.targets.tolist())
+        per_target = [each / number for each, number in zip(nats[-1], numbers[-1], strict=True)]
+        totals.append(sum(weight * loss for weight, loss in zip(weights, per_target, strict=True)))
         assert module.training_step(step, 0).item() == pytest.approx(totals[-1])
     means = module.read_meter()
     for i in (0, 1):
-        pairs = [(loss[i], number[i]) for loss, number in zip(losses, numbers, strict=True)]
-        number = sum(count for _, count in pairs)
-        assert means[f"loss_{i + 1}"] == pytest.approx(sum(loss * count for loss, count in pairs) / number)
+        number = sum(each[i] for each in numbers)
+        assert means[f"loss_{i + 1}"] == pytest.approx(sum(each[i] for each in nats) / number)
         assert means[f"targets_{i + 1}"] == pytest.approx(number / 3)
+        assert means[f"weight_{i + 1}"] == pytest.approx(weights[i])
     assert means["loss"] == pytest.approx(np.mean(totals))
     assert int(module.tokens) == sum(int((step.batch.documents >= 0).sum()) for step in batches)
     asked = sorted({question for step in batches for question in step.asked.tolist()})

@@ -1,24 +1,31 @@
 """How fast the lab's own parts are, each against the alternative, side by side in one run."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import sympy
 import torch
 from numpy.typing import NDArray
 
+from lab.config import configs_in, did_you_mean, validated
+from lab.errors import BadInput
 from lab.experiments.experiment import Experiment
 from lab.learning.data import CHUNK, Steps, examples_per_step, packed_batch, select
-from lab.objectives import LanguageModel, build_model
-from lab.objectives.backward import losses
+from lab.models.sizes import Model
+from lab.objectives import LanguageModel, ObjectiveConfig, build_model
+from lab.objectives.backward import Order, losses
 from lab.objectives.base import Batch, cross_entropy, targets
+from lab.objectives.cost import instantiate, training_flops_per_token
 from lab.tasks.base import Examples
 from lab.tasks.polynomials import Expression, Polynomials
 
 _X = sympy.Symbol("X")
+
+TIME_BOUND = 1.03
+"""What a step with n = 4 may take against one with n = 1, beyond the ratio of their FLOPs."""
 
 
 def generator(task: Polynomials, operations: int, count: int, chunk: int = 2048) -> dict[str, Any]:
@@ -145,3 +152,122 @@ def _padded(model: LanguageModel, buckets: int, examples: Examples) -> Iterator[
         logits = next(model.objective.logits(model.decoder, model.decoder(inputs, context), context, 1))
         wanted = targets(batch, 1, inputs.shape[1]).flatten()
         yield cross_entropy(logits.flatten(0, 1), wanted, "sum") / (wanted != -100).sum() / buckets
+
+
+class Setting(NamedTuple):
+    """What training steps are measured on: random tokens, each row one document, each token trained on."""
+
+    model: Model
+    objective: str
+    """The objective's name."""
+    tokens: int
+    """Positions of a step."""
+    context: int
+    """Positions of a row."""
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+    """bf16: autocast, as in training."""
+
+    def instantiated(self, n: int, vocabulary: int) -> LanguageModel:
+        """A cell's model, without memory for its parameters.
+
+        Raises:
+            BadInput: there is no such objective, or it cannot have n heads on this model.
+        """
+        return instantiate(self.model, self._objective(n), vocabulary)
+
+    def batch(self, n: int, vocabulary: int) -> Batch:
+        """What a step reads."""
+        tokens_BT = torch.randint(
+            vocabulary, (self.tokens // self.context, self.context + n), generator=torch.Generator().manual_seed(0)
+        )
+        trained = torch.ones_like(tokens_BT, dtype=torch.bool)
+        return Batch(tokens_BT, torch.zeros_like(tokens_BT), trained).to(self.device)
+
+    def trainer(self, n: int, vocabulary: int) -> "Trainer":
+        """A model to take steps with."""
+        model = build_model(self.model, self._objective(n), vocabulary, seed=0).to(self.device)
+        return Trainer(model, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), self.precision)
+
+    def _objective(self, n: int) -> ObjectiveConfig:
+        known = {each.model_fields["name"].default: each for each in configs_in(ObjectiveConfig)}
+        if self.objective not in known:
+            allowed = f"should be one of {', '.join(known)}{did_you_mean(self.objective, known)}"
+            raise BadInput(f"--objective: '{self.objective}' is not allowed: {allowed}")
+        objective: Any = validated(known[self.objective], {"n": n})
+        layers, taken = self.model.shape.layers, objective.head_layers()
+        if taken >= layers:
+            raise BadInput(
+                f"--n: {n} is not allowed: the heads' {taken} layers leave no trunk in a model of {layers}; "
+                f"allowed: at most {layers - 1 + n - taken}, or a larger --size"
+            )
+        return objective  # type: ignore[no-any-return]
+
+
+class Trainer(NamedTuple):
+    """A model that is trained."""
+
+    model: LanguageModel
+    optimizer: torch.optim.Optimizer
+    precision: Literal["fp32", "bf16"]
+
+    def step(self, batch: Batch, order: Order) -> None:
+        """One step as in Lightning's loop, where the last step's gradients live until the forward pass is over."""
+        model, device = self.model, batch.tokens.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = losses(model.objective, model.decoder, batch, model.config.head_weights(done=0), order).total
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+        self.optimizer.step()
+
+
+def step_times(
+    setting: Setting,
+    ns: Sequence[int],
+    vocabulary: int,
+    orders: Sequence[Order],
+    steps: int,
+    listen: Callable[[int], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Seconds of a training step by n and backward order; cells take turns by step, and the median counts.
+
+    Beside the time, what it should be by FLOPs alone: `beyond_flops` is (t_n / t_1) / (FLOPs_n / FLOPs_1), both of the
+    same order; null where n = 1 is not among `ns`. Orders share the model of their n. `listen` is told each round done.
+    """
+    trainers = {n: setting.trainer(n, vocabulary) for n in ns}
+    batches = {n: setting.batch(n, vocabulary) for n in ns}
+    seconds: dict[tuple[int, Order], list[float]] = {(n, order): [] for order in orders for n in ns}
+    for step in range(steps + 1):
+        for (n, order), measured in seconds.items():
+            _wait(setting.device)
+            started = time.perf_counter()
+            trainers[n].step(batches[n], order)
+            _wait(setting.device)
+            if step:  # the first warms up
+                measured.append(time.perf_counter() - started)
+        listen(step)
+    flops = {n: training_flops_per_token(trainer.model, setting.context) for n, trainer in trainers.items()}
+    rows = []
+    for (n, order), measured in seconds.items():
+        median, first = float(np.median(measured)), seconds.get((1, order))
+        relative = median / float(np.median(first)) if first else None
+        rows.append(
+            {
+                "order": order,
+                "n": n,
+                "seconds": median,
+                "tokens_per_second": setting.tokens / median,
+                "flops_per_token": flops[n],
+                "flops_per_second": flops[n] * setting.tokens / median,
+                "relative_to_n1": relative,
+                "beyond_flops": relative / (flops[n] / flops[1]) if relative else None,
+            }
+        )
+    return rows
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,10 +1,63 @@
 """`lab bench`: measure speed on this machine."""
 
 import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lab.cli.console import as_json, bars, print_json, say
+
+if TYPE_CHECKING:
+    from lab.analysis.speed import Setting
+
+ORDERS = ("joint", "sequential", "fused")  # lab.objectives.backward.Order
+
+
+class Bytes(click.ParamType[int]):
+    """An amount of memory like 512MiB or 8GiB, in bytes."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(MiB|GiB)", value)
+        if not match:
+            self.fail(f"'{value}' is not allowed: should be an amount like 512MiB or 8GiB", param, ctx)
+        return int(float(match[1]) * {"MiB": 2**20, "GiB": 2**30}[match[2]])
+
+
+def measured_on(tokens: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The options that say what training steps are measured on; `tokens` is the default of --tokens."""
+    options = (
+        click.option("--objective", default="parallel", show_default=True, help="The objective."),
+        click.option("--size", default="30M", show_default=True, help="The model's size, as in `lab models`."),
+        click.option(
+            "--order", "orders", type=click.Choice(ORDERS), multiple=True, default=ORDERS,
+            help="Backward order; can be given several times.  [default: all]",
+        ),
+        click.option(
+            "--tokens", type=click.IntRange(min=1), default=tokens, show_default=True, help="Positions of a step."
+        ),
+        click.option(
+            "--context", type=click.IntRange(min=1), default=256, show_default=True, help="Positions of a row."
+        ),
+        click.option(
+            "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True,
+            help="auto: the GPU if there is one; in bf16 there, in fp32 on a CPU.",
+        ),
+    )  # fmt: skip
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 @click.group()
@@ -76,3 +129,190 @@ def batches(overrides: tuple[str, ...], steps: int, threads: int, as_json: bool)
         return
     for row in rows:
         click.echo(f"{row['layout']:>26}: {row['tokens_per_second']:>9,.0f} tokens/s, {row['of_best']:.2f} of the best")
+
+
+@bench.command()
+@click.option(
+    "--n", "ns", type=click.IntRange(1, 64), multiple=True, default=(1, 2, 4, 8),
+    help="Heads; can be given several times.  [default: 1, 2, 4, 8]",
+)  # fmt: skip
+@click.option(
+    "--vocabulary", "vocabularies", type=click.IntRange(min=1), multiple=True, default=(256, 32_000, 128_000),
+    help="Tokens of the vocabulary; can be given several times.  [default: 256, 32000, 128000]",
+)  # fmt: skip
+@measured_on(tokens=4096)
+@click.option(
+    "--limit", type=Bytes(), help="Memory that a cell may take, e.g. 8GiB; larger ones are estimated.  [default: all]"
+)
+@as_json
+def memory(
+    ns: tuple[int, ...], vocabularies: tuple[int, ...], orders: tuple[str, ...], limit: int | None, as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Peak memory of a training step by n, vocabulary and backward order.
+
+    What tensors hold at most during a second step (forward, backward, AdamW), by the allocator's own count. `net` is
+    less parameters and the optimiser's state: activations, logits and gradients. Cells that by their estimate do not
+    fit are not run. On 2 cores all of it takes about half an hour; --vocabulary 32000 alone, ten minutes.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines, before it is loaded
+
+    from lab.analysis.memory import available, bound, cells
+
+    setting = _setting(options)
+    limit = available(setting.device) if limit is None else limit
+    say(f"{_in_words(setting)}; limit {limit / 2**30:.1f} GiB")
+    started = time.perf_counter()
+    with bars() as shown:
+        bar = shown.add_task("", total=100, about="")
+
+        def listen(cell: str, done: float) -> None:
+            left = f"{_clock((time.perf_counter() - started) * (1 - done) / done)} left" if done else ""
+            shown.update(bar, description=cell, completed=round(100 * done), about=f"% {left}")
+
+        rows = cells(setting, ns, vocabularies, orders, limit, listen)  # type: ignore[arg-type]
+    held = bound(setting, rows)
+    if as_json:
+        print_json({**_about(setting), "limit_bytes": limit, "cells": rows, "bound": held})
+        return
+    lines = [
+        [
+            f"{row['vocabulary']:,}",
+            row["order"],
+            str(row["n"]),
+            _mebibytes(row["peak_bytes"]),
+            _mebibytes(row["net_bytes"]),
+            f"{row['ratio_to_n1']:.3f}" if row["ratio_to_n1"] else "",
+            _mebibytes(row["estimated_net_bytes"]),
+            "" if row["ran"] else f"not run: takes about {row['estimated_peak_bytes'] / 2**30:.0f} GiB",
+        ]
+        for row in rows
+    ]
+    heads = ("vocabulary", "order", "n", "peak\nMiB", "net\nMiB", "net against\nn = 1", "estimated\nnet MiB", "")
+    _print_table(_in_words(setting), heads, lines)
+    for order, ratio in held["ratio_to_n1"].items() if held else ():
+        words = "holds" if held and held["holds"][order] else "does not hold"
+        click.echo(f"bound, n = 4 against 1 at V = 32,000: {order} {ratio:.3f} ≤ 1.02 {words}")
+
+
+@bench.command()
+@click.option(
+    "--n", "ns", type=click.IntRange(1, 64), multiple=True, default=(1, 2, 4),
+    help="Heads; can be given several times.  [default: 1, 2, 4]",
+)  # fmt: skip
+@click.option("--vocabulary", type=click.IntRange(min=1), default=32_000, show_default=True, help="Tokens.")
+@measured_on(tokens=1024)
+@click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Steps of each cell.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=os.cpu_count(), help="CPU threads.  [default: all cores]"
+)
+@as_json
+def train(
+    ns: tuple[int, ...], vocabulary: int, orders: tuple[str, ...], steps: int, threads: int, as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Time of a training step by n and backward order, beside what it costs in FLOPs.
+
+    Cells take turns by step, and the median counts. `beyond FLOPs` is the time against n = 1 in the same order, divided
+    by the FLOPs against n = 1. On 2 cores about five minutes.
+    """
+    import torch
+
+    from lab.analysis.speed import TIME_BOUND, step_times
+
+    setting = _setting(options)
+    torch.set_num_threads(threads)
+    say(f"{_in_words(setting)}, V = {vocabulary:,}; {threads} threads, {steps} steps of each cell")
+    started = time.perf_counter()
+    with bars() as shown:
+        bar = shown.add_task("rounds of steps", total=steps + 1, about="")
+
+        def listen(step: int) -> None:
+            left = (time.perf_counter() - started) / (step + 1) * (steps - step)
+            shown.update(bar, completed=step + 1, about=f"{_clock(left)} left")
+
+        rows = step_times(setting, ns, vocabulary, orders, steps, listen)  # type: ignore[arg-type]
+    if as_json:
+        about = {**_about(setting), "vocabulary": vocabulary, "steps": steps}
+        holds = {row["order"]: row["beyond_flops"] <= TIME_BOUND for row in rows if row["n"] == 4 and 1 in ns}
+        print_json({**about, "cells": rows, "bound": {"n": 4, "at_most": TIME_BOUND, "holds": holds}})
+        return
+    lines = [
+        [
+            row["order"],
+            str(row["n"]),
+            f"{row['seconds']:.3f}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['flops_per_token'] / 1e9:.4g}",
+            f"{row['flops_per_second'] / 1e9:,.0f}",
+            *(f"{row[name]:.3f}" if row[name] else "" for name in ("relative_to_n1", "beyond_flops")),
+        ]
+        for row in rows
+    ]
+    heads = ("order", "n", "seconds\na step", "tokens/s", "GFLOP/\ntoken", "GFLOP/s", "time against\nn = 1")
+    _print_table(f"{_in_words(setting)}, V = {vocabulary:,}", (*heads, f"beyond FLOPs\n(n = 4: ≤ {TIME_BOUND})"), lines)
+
+
+def _setting(options: dict[str, Any]) -> "Setting":
+    """What the options of `measured_on` say.
+
+    Raises:
+        BadInput: there is no such size or device, or tokens make no whole rows.
+    """
+    import torch
+
+    from lab.analysis.speed import Setting
+    from lab.config import validated
+    from lab.errors import BadInput
+    from lab.models.sizes import Model
+
+    tokens, context, wanted = options["tokens"], options["context"], options["device"]
+    if tokens % context:
+        raise BadInput(f"--tokens: {tokens} is not allowed: should be a multiple of --context, {context}")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device: cuda is not allowed: this machine has no GPU that torch can use")
+    device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    model, precision = validated(Model, {"size": options["size"]}), "bf16" if device.type == "cuda" else "fp32"
+    return Setting(model, options["objective"], tokens, context, device, precision)  # type: ignore[arg-type]
+
+
+def _in_words(setting: "Setting") -> str:
+    shape = f"{setting.objective}, {setting.model.label}, {setting.tokens:,} tokens a step in rows of {setting.context}"
+    return f"{shape}, {setting.precision} on {setting.device.type}"
+
+
+def _about(setting: "Setting") -> dict[str, Any]:
+    """What was measured, where and by which code."""
+    from lab.experiments import provenance
+
+    return {
+        "objective": setting.objective,
+        "size": setting.model.label,
+        "tokens": setting.tokens,
+        "context": setting.context,
+        "precision": setting.precision,
+        "hardware": provenance.hardware(setting.device),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+    }
+
+
+def _print_table(title: str, heads: tuple[str, ...], rows: list[list[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for head in heads:
+        table.add_column(head, justify="left" if head in ("order", "") else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _mebibytes(number: int | None) -> str:
+    return "" if number is None else f"{number / 2**20:,.0f}"
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

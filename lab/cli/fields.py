@@ -11,16 +11,25 @@ from lab.experiments.experiment import Experiment
 
 
 def fields() -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """A section for the experiment's own fields, then one for each config inside it: its title and its rows."""
+    """A section for the experiment's own fields, then one for each config inside it: its title and its rows.
+
+    Configs that one can choose between and that have the same fields share a section.
+    """
     own = {name: info for name, info in Experiment.model_fields.items() if not list(configs_in(info.annotation))}
     yield "Fields", [_row(name, info) for name, info in own.items()]
     shown = {config for info in Experiment.model_fields.values() for config in configs_in(info.annotation)}
     for name, info in Experiment.model_fields.items():
+        alike: dict[tuple[tuple[str, str], ...], list[tuple[str, str]]] = {}
         for config in configs_in(info.annotation):
             choice = config.model_fields.get("name")
             title = f"{name}={choice.default}" if choice else name
             about = " ".join((config.__doc__ or "").split("\n\n")[0].split()).removesuffix(".")
-            yield f"{title}: {about}", list(_rows(name, config, shown))
+            alike.setdefault(tuple(_rows(name, config, shown)), []).append((title, about))
+        for rows, titles in alike.items():
+            if len(titles) == 1:
+                yield ": ".join(titles[0]), list(rows)
+            else:
+                yield name, [*titles, *rows]
 
 
 def _rows(place: str, config: type[Config], shown: set[type[Config]]) -> Iterator[tuple[str, str]]:
@@ -72,7 +81,7 @@ def _type(annotation: Any) -> str:
         return "|".join(map(str, arguments))
     if origin is Union or origin is type(int | None):
         return "|".join(_type(each) for each in arguments)
-    if origin is tuple and Ellipsis in arguments:
+    if origin is list or (origin is tuple and Ellipsis in arguments):
         return f"[{_type(arguments[0])}, ...]"
     if origin is tuple:
         return f"[{', '.join(map(_type, arguments))}]"

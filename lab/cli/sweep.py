@@ -24,7 +24,8 @@ scale_option = click.option("--scale", default="cpu", show_default=True, help="S
 def sweep() -> None:
     """Run experiments that vary along axes, see how far they are, and what came out.
 
-    A SWEEP is a YAML file such as sweeps/polynomials_n.yaml.
+    A SWEEP is a YAML file such as sweeps/polynomials_n.yaml. Its runs may begin with the weights of others, which it
+    names as its sources, as in sweeps/finetuning.yaml.
     """
 
 
@@ -40,24 +41,18 @@ def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bo
     """Carry out every run of SWEEP that is not done.
 
     A finished run is not redone, whether its result lies in the store or among the committed results/; an interrupted
-    one goes on from its last checkpoint; a failed one is recorded and does not stop the others. When all are done,
-    their scores are shown, as `lab sweep show` does.
+    one goes on from its last checkpoint; a failed one is recorded and does not stop the others. Sources run when a run
+    waits for them, and before it. When all are done, their scores are shown, as `lab sweep show` does.
     """
-    from lab.experiments.sweep import load_sweep, states
+    from lab.experiments.sweep import load_sweep, runs
     from lab.experiments.workers import carry_out
 
     end = deadline(time_limit)
     loaded = load_sweep(path, scale)
-    found = states(loaded, store)
-    names = {cell.experiment.identity: _name(cell.axes) for cell in loaded.cells}
-    todo = [
-        cell.experiment
-        for cell, state in zip(loaded.cells, found, strict=True)
-        if state.name in ("started", "waiting") or (state.name == "failed" and retry)
-    ]
-    ends: Counter[str] = Counter(
-        state.name for state in found if state.name == "done" or (state.name == "failed" and not retry)
-    )
+    found = runs(loaded, store)
+    names = {cell.experiment.identity: _name(cell.axes) for cell, _ in found}
+    todo = [cell.experiment for cell, state in found if not state.result and (retry or not state.reason)]
+    ends: Counter[str] = Counter(state.name for _, state in found if state.result or (state.reason and not retry))
     say(f"{path}, scale {scale}: {len(found)} runs, {ends['done']} done before, {len(todo)} to do")
     if todo:
         with bars() as shown:
@@ -82,7 +77,7 @@ def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bo
                     line = f"{minutes:5.1f} min  {outcome.state}  {name}  {outcome.reason}"
                     shown.console.print(line, highlight=False, markup=False, soft_wrap=True)
     if as_json:
-        counts = {state: ends[state] for state in ("done", "failed", "stopped", "lost", "busy")}
+        counts = {state: ends[state] for state in ("done", "failed", "stopped", "lost", "busy", "waiting")}
         print_json({"sweep": path, "scale": scale, "runs": len(found), **counts})
     left = len(found) - ends["done"]
     say(f"{ends['done']} of {len(found)} runs done" + (f"; go on with: {loaded.command(store)}" if left else ""))
@@ -102,13 +97,14 @@ def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bo
 @store_option
 @as_json
 def status(path: str, scale: str, store: Path, as_json: bool) -> None:
-    """Say which runs of SWEEP are done, failed (and why), started or waiting."""
+    """Say which runs of SWEEP, sources included, are done, failed (and why), started or waiting."""
     from lab.experiments.store import RunDirectory
-    from lab.experiments.sweep import load_sweep, states
+    from lab.experiments.sweep import load_sweep, runs
 
     loaded = load_sweep(path, scale)
-    rows = []
-    for cell, state in zip(loaded.cells, states(loaded, store), strict=True):
+    rows, names = [], []
+    for cell, state in runs(loaded, store):
+        names.append(_name(cell.axes))
         directory = RunDirectory(store, cell.experiment)
         step = cell.experiment.train.steps if state.result else directory.last_step()
         row = {**cell.axes, "identity": cell.experiment.identity, "state": state.name, "step": step}
@@ -119,10 +115,8 @@ def status(path: str, scale: str, store: Path, as_json: bool) -> None:
         print_json({"sweep": path, "scale": scale, "runs": rows})
         return
     click.echo(f"{loaded.file.question}\nEndpoint: {loaded.file.endpoint}\nBudget: {loaded.file.scales[scale].budget}")
-    for cell, row in zip(loaded.cells, rows, strict=True):
-        click.echo(
-            f"{row['state']:>8}  {row['step']:>6}/{row['steps']}  {_name(cell.axes)}  {row['reason'] or ''}".rstrip()
-        )
+    for name, row in zip(names, rows, strict=True):
+        click.echo(f"{row['state']:>8}  {row['step']:>6}/{row['steps']}  {name}  {row['reason'] or ''}".rstrip())
     counts = Counter(row["state"] for row in rows)
     click.echo(", ".join(f"{number} {state}" for state, number in counts.items()))
 
@@ -146,7 +140,7 @@ def status(path: str, scale: str, store: Path, as_json: bool) -> None:
 @store_option
 @as_json
 def show(path: str, scale: str, split: str, checkpoint: str, table: Path | None, store: Path, as_json: bool) -> None:
-    """Show the scores of SWEEP's finished runs: means over seeds with their 95 % intervals."""
+    """Show the scores of SWEEP's finished runs, not of its sources: means over seeds with their 95 % intervals."""
     from lab.experiments.sweep import load_sweep, states
     from lab.report.tables import score_tables, tidy
 
@@ -183,11 +177,12 @@ def show(path: str, scale: str, split: str, checkpoint: str, table: Path | None,
 def keep(path: str, scale: str, store: Path, as_json: bool) -> None:
     """Copy the finished results of SWEEP into results/, where they are committed and count as done from then on."""
     from lab.experiments.store import keep_results
-    from lab.experiments.sweep import load_sweep, states
+    from lab.experiments.sweep import load_sweep, runs
     from lab.home import home
 
     loaded = load_sweep(path, scale)
-    results = [state.result for state in states(loaded, store) if state.result is not None]
+    found = runs(loaded, store)
+    results = [state.result for _, state in found if state.result is not None]
     if not results:
         raise Failure(f"{path}, scale {scale}: no run is finished yet; begin with: {loaded.command(store)}")
     target = home() / "results" / f"{loaded.name}.{scale}.jsonl"
@@ -195,7 +190,7 @@ def keep(path: str, scale: str, store: Path, as_json: bool) -> None:
     if as_json:
         print_json({"table": str(target), "results": len(results)})
     else:
-        click.echo(f"{len(results)} of {len(loaded.cells)} results in {target}")
+        click.echo(f"{len(results)} of {len(found)} results in {target}")
 
 
 def _name(axes: dict[str, Any]) -> str:

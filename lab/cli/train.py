@@ -35,12 +35,15 @@ def train(recipe: str, overrides: tuple[str, ...], store: Path, time_limit: floa
     OVERRIDES set fields: `model.size=10M objective=parallel objective.n=2 train.lr=1e-3`. Naming a task or an objective
     selects it; its fields then start from their defaults. A finished run is not redone, an interrupted one goes on from
     its last checkpoint.
+
+    `init_from=runs/LABEL` finetunes: training begins with the final weights of that run. The model is its trunk with
+    the heads of this run's objective: those that both have are kept, others dropped, or added with random weights.
     """
     from lab.experiments.experiment import load_experiment
     from lab.experiments.run import execute
-    from lab.experiments.store import RunDirectory
+    from lab.experiments.store import RunDirectory, find_run
 
-    experiment = load_experiment(recipe, overrides)
+    experiment = load_experiment(recipe, overrides, lambda name: find_run(name, store).experiment)
     directory = RunDirectory(store, experiment)
     done_before = directory.read_result() is not None
     end = deadline(time_limit)

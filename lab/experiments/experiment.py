@@ -3,15 +3,16 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from lab.config import Config, canonical, did_you_mean, validated
+from lab.config import Config, Neutral, canonical, did_you_mean, validated
 from lab.errors import BadInput
 from lab.home import home
 from lab.learning.settings import Evaluation, Train
@@ -50,8 +51,8 @@ def default_precision() -> Literal["fp32", "bf16"]:
     return "bf16" if torch.cuda.is_available() else "fp32"
 
 
-class Experiment(Config):
-    """One training run."""
+class Learner(Config):
+    """What is learned, and by what."""
 
     task: TaskConfig
     """What is learned; its name selects it."""
@@ -59,6 +60,14 @@ class Experiment(Config):
     """The decoder's shape."""
     objective: ObjectiveConfig = NextToken()
     """How many tokens are predicted at once, and by what heads; its name selects it."""
+
+
+class Experiment(Learner):
+    """One training run."""
+
+    init_from: Annotated[str | None, Neutral(None)] = None
+    """A finished run whose final weights training begins with: its directory, its label or its identity. The model is
+    that run's trunk with this objective's heads. Null: it begins with random weights."""
     train: Train = Train()
     """Optimiser and schedule."""
     evaluation: Evaluation = Evaluation()
@@ -69,6 +78,13 @@ class Experiment(Config):
     """Number format of training; bf16 keeps fp32 master weights. Default: bf16 on a GPU, else fp32."""
     execution: Execution = Execution()
     """How the run is carried out; not part of its identity."""
+
+    @field_validator("init_from")
+    @classmethod
+    def _names_a_run(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"(.*[-/])?[0-9a-f]{16}/?", name):
+            raise ValueError("should be a run's directory, label or identity; each ends in 16 hexadecimal digits")
+        return name
 
     @model_validator(mode="after")
     def _fits(self) -> "Experiment":
@@ -101,8 +117,15 @@ class Experiment(Config):
         """16 hexadecimal digits that stand for every field that defines the science."""
         science = canonical(self)
         del science["execution"]
+        if self.source is not None:  # not where it is, but what
+            science["init_from"] = self.source
         text = json.dumps(science, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def source(self) -> str | None:
+        """The identity of the run that this one begins from."""
+        return self.init_from.rstrip("/")[-16:] if self.init_from is not None else None
 
     @property
     def label(self) -> str:
@@ -207,8 +230,12 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key, parse_yaml(value, f"override '{text}'")
 
 
-def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
-    """The experiment of a recipe or of a run's config.yaml, with overrides.
+Find = Callable[[str], Experiment]
+"""Finds the experiment of the run that `init_from` names."""
+
+
+def load_experiment(path: str | Path, overrides: Iterable[str] = (), find: Find | None = None) -> Experiment:
+    """The experiment of a recipe or of a run's config.yaml, with overrides; `find` as of `experiment_from`.
 
     Raises:
         BadInput: anything that is not allowed, in one line.
@@ -216,15 +243,55 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
     mapping = read_yaml(path)
     for text in overrides:
         mapping = override(mapping, *parse_override(text))
-    return experiment_from(mapping, str(path))
+    return experiment_from(mapping, str(path), find)
 
 
-def experiment_from(mapping: dict[str, Any], origin: str) -> Experiment:
-    """A validated experiment; errors name `origin`."""
+def experiment_from(mapping: dict[str, Any], origin: str, find: Find | None = None) -> Experiment:
+    """A validated experiment; errors name `origin`.
+
+    With `init_from`, `find` finds what it names, and the model comes from there, where the mapping has none. Without
+    `find` the model is taken as it stands; so it stands in a run's config.yaml.
+    """
     try:
-        return validated(Experiment, merge({}, mapping))
+        mapping = merge({}, mapping)
+        name = mapping.get("init_from")
+        if find and isinstance(name, str):
+            mapping["model"] = begun_from(find(name), mapping).model_dump(mode="json")
+        return validated(Experiment, mapping)
     except BadInput as error:
         raise BadInput(f"{origin}: {error}") from None
+
+
+def begun_from(source: Experiment, mapping: dict[str, Any]) -> Model:
+    """The model of an experiment that begins as `source` ended: its trunk, with the experiment's heads.
+
+    If `mapping`, the experiment's, has a model of its own, it should be the source's, or the one that comes out.
+
+    Raises:
+        BadInput: it is another one, or the vocabulary is another than the source's.
+    """
+    theirs, run = source.model, f"run {source.identity}, which init_from names"
+    mapping = {"model": theirs.model_dump(mode="json"), **mapping}
+    learner = validated(Learner, {field: mapping[field] for field in Learner.model_fields if field in mapping})
+    if learner.task != source.task:
+        texts = zip_longest(*(each.task.build().vocabulary for each in (learner, source)))
+        for token, (ours, other) in enumerate(texts):
+            if ours != other:
+                raise BadInput(f"task: its token {token} is {ours!r}; allowed: the vocabulary of {run}, with {other!r}")
+    (before, width, heads), base = theirs.shape, theirs.rotary_base
+    layers = before - source.objective.head_layers() + learner.objective.head_layers()
+    given = {**learner.model.shape._asdict(), "rotary_base": learner.model.rotary_base}
+    allowed: dict[str, list[float]] = {
+        "layers": [before, layers],
+        "width": [width],
+        "heads": [heads],
+        "rotary_base": [base],
+    }
+    for field, values in allowed.items():
+        if given[field] not in values:
+            choice = " or ".join(map(str, dict.fromkeys(values)))
+            raise BadInput(f"model.{field}: {given[field]} is not allowed: should be {choice}, to fit {run}")
+    return theirs if layers == before else validated(Model, {field: values[-1] for field, values in allowed.items()})
 
 
 def dump_yaml(experiment: Experiment) -> str:

@@ -7,6 +7,7 @@ complete or absent: each is written beside its place and moved there.
 import fcntl
 import json
 import os
+import re
 import shutil
 import traceback
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.errors import BadInput, Failure
-from lab.experiments.experiment import Experiment, dump_yaml
+from lab.experiments.experiment import Experiment, dump_yaml, load_experiment
 from lab.home import home
 
 Result = dict[str, Any]
@@ -36,6 +37,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoints" / "last.ckpt"
         self.weights = self.path / "weights"
+        self.final = self.weights / "final.safetensors"
         self.result = self.path / "result.json"
         self.failure = self.path / "failure.json"
 
@@ -107,6 +109,24 @@ class RunDirectory:
             return int(json.loads(lines[-1])["step"])
         except (OSError, IndexError, ValueError, TypeError, KeyError):
             return 0
+
+
+def find_run(name: str, store: Path) -> RunDirectory:
+    """The run that a directory, a label or an identity names; the latter two, or a directory that moved, in `store`.
+
+    Raises:
+        BadInput: there is no such run.
+    """
+    identity = Path(name).name[-16:]
+    inside = store.glob(f"*-{identity}") if re.fullmatch("[0-9a-f]{16}", identity) else ()
+    for path in (Path(name), *inside):
+        if (path / "config.yaml").is_file():
+            run = RunDirectory(path.parent, load_experiment(path / "config.yaml"))
+            if run.experiment.identity == identity:
+                return run
+    raise BadInput(
+        f"init_from: '{name}' is not allowed: should be the directory, label or identity of a run in {store}"
+    )
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
-"""Sweeps: a baseline, axes that vary, and scales that fit them to a machine."""
+"""Sweeps: a baseline, axes that vary, scales that fit them to a machine, and sources, runs that others begin from."""
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ class Scale(Config):
     """What the scale costs, in words."""
     baseline: dict[str, Any] = {}
     """Experiment fields, as in a recipe."""
-    axes: dict[str, list[Any]] = {}
+    axes: dict[str, list[Any] | dict[str, Any]] = {}
     """Values by field; an axis named here replaces the sweep's."""
+    sources: dict[str, dict[str, Any]] = {}
+    """Experiment fields by source; laid over the sweep's own."""
 
 
 class SweepFile(Config):
@@ -33,8 +36,12 @@ class SweepFile(Config):
     """The recipe that the baseline is laid over, as datasets/NAME.yaml."""
     baseline: dict[str, Any] = {}
     """Experiment fields that all cells share, unless an axis moves them."""
-    axes: dict[str, list[Any]] = {}
-    """Values by field (`key.sub`), the slowest first; the cells are their product."""
+    axes: dict[str, list[Any] | dict[str, Any]] = {}
+    """Values by field (`key.sub`), the slowest first; the cells are their product. Values that are mappings are given
+    by name, as a mapping of names to values; tables and figures then have the names."""
+    sources: dict[str, dict[str, Any]] = {}
+    """Runs that cells begin from, by the name that `init_from` gives them: experiment fields, laid over the baseline. A
+    source has the seed and the model of its cell; other axes do not move it."""
     scales: dict[str, Scale]
     """The sizes at which the sweep can be run."""
 
@@ -49,7 +56,7 @@ class Cell:
 
     experiment: Experiment
     axes: dict[str, Any]
-    """The values by which it differs from the others."""
+    """The values by which it differs from the others; of a source, also its name as `source`."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,8 @@ class Sweep:
     file: SweepFile
     axes: tuple[str, ...]
     cells: tuple[Cell, ...]
+    sources: tuple[Cell, ...] = ()
+    """What cells begin from: runs of the sweep, but no part of its question."""
 
     def command(self, store: Path) -> str:
         """The command that fills missing cells."""
@@ -70,7 +79,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class State:
-    """How far a cell is: `done`, `failed`, `started` or `waiting`."""
+    """How far a cell is: `done`, `failed`, `started` or `waiting`, with a reason if it is for a source that failed."""
 
     name: str
     result: Result | None = None
@@ -78,7 +87,7 @@ class State:
 
 
 def load_sweep(path: str, scale: str) -> Sweep:
-    """The cells of a sweep file at a scale.
+    """The cells of a sweep file at a scale, and their sources.
 
     Raises:
         BadInput: anything that is not allowed, in one line.
@@ -92,27 +101,76 @@ def load_sweep(path: str, scale: str) -> Sweep:
         axes = {**file.axes, **size.axes}
         for axis, values in axes.items():
             if not values:
-                raise BadInput(f"axes.{axis}: [] is not allowed: needs at least one value")
+                raise BadInput(f"axes.{axis}: {values} is not allowed: needs at least one value")
     except BadInput as error:
         raise BadInput(str(error) if str(error).startswith(path) else f"{path}: {error}") from None
     baseline = merge(merge(read_yaml(file.recipe) if file.recipe else {}, file.baseline), size.baseline)
+    named = merge(file.sources, size.sources)
+    origin = f"{path}, scale {scale}"
     cells: dict[str, Cell] = {}
-    for combination in itertools.product(*axes.values()):
-        point = dict(zip(axes, combination, strict=True))
+    sources: dict[str, Cell] = {}
+    named_values = (
+        [*values.items()] if isinstance(values, dict) else zip(values, values, strict=True) for values in axes.values()
+    )
+    for combination in itertools.product(*named_values):
+        point = {axis: name for axis, (name, _) in zip(axes, combination, strict=True)}
+        values = {axis: value for axis, (_, value) in zip(axes, combination, strict=True)}
         mapping = baseline
-        for axis, value in point.items():
+        for axis, value in values.items():
             mapping = override(mapping, axis, value)
-        cell = Cell(experiment_from(mapping, f"{path}, scale {scale}"), point)
+        if mapping.get("init_from") is not None:
+            source = _source(mapping["init_from"], named, baseline, values, origin)
+            sources[source.experiment.label] = source
+            mapping = {**mapping, "init_from": source.experiment.label}
+        cell = Cell(experiment_from(mapping, origin, lambda label: sources[label].experiment), point)
         twin = cells.setdefault(cell.experiment.identity, cell)
         if twin is not cell:
             raise BadInput(f"{path}: axes: {point} and {twin.axes} are the same experiment; name each value once")
-    return Sweep(Path(path).stem, path, scale, file, tuple(axes), tuple(cells.values()))
+    others = tuple(source for source in sources.values() if source.experiment.identity not in cells)
+    return Sweep(Path(path).stem, path, scale, file, tuple(axes), tuple(cells.values()), others)
+
+
+def _source(
+    name: Any, named: dict[str, dict[str, Any]], baseline: dict[str, Any], values: dict[str, Any], origin: str
+) -> Cell:
+    """What the cell with these `values` of the axes begins from."""
+    if not isinstance(name, str) or name not in named:
+        allowed = f"allowed: {', '.join(named)}" if named else "the sweep has no sources"
+        raise BadInput(f"{origin}: init_from: '{name}' is no source; {allowed}{did_you_mean(name, named)}")
+    if named[name].get("init_from") is not None:
+        raise BadInput(f"{origin}: sources.{name}.init_from: is not allowed: a source begins with random weights")
+    shared = {axis: value for axis, value in values.items() if axis.split(".")[0] in ("seed", "model")}
+    mapping = {**baseline, "init_from": None}
+    for axis, value in shared.items():
+        mapping = override(mapping, axis, value)
+    return Cell(experiment_from(merge(mapping, named[name]), f"{origin}, source {name}"), {"source": name, **shared})
 
 
 def states(sweep: Sweep, store: Path) -> list[State]:
     """The state of each cell: by its run directory under `store`, or by a result kept in results/."""
+    return [state for _, state in runs(sweep, store)[-len(sweep.cells) :]]
+
+
+def runs(sweep: Sweep, store: Path) -> list[tuple[Cell, State]]:
+    """The runs of a sweep and their states: the sources that are done or that a cell waits for, then the cells.
+
+    What a cell waits for is done when it lies in the store: results/ holds no weights to begin with.
+    """
     kept = kept_results()
-    return [_state(RunDirectory(store, cell.experiment), kept) for cell in sweep.cells]
+    needed = {cell.experiment.source for cell, state in _found(sweep.cells, store, kept) if not state.result}
+    elsewhere = {identity: result for identity, result in kept.items() if identity not in needed}
+    both = _found((*sweep.sources, *sweep.cells), store, elsewhere)
+    failed = {cell.experiment.identity for cell, state in both if state.name == "failed"}
+    blocked = State("waiting", reason="its source failed")
+    return [
+        (cell, blocked if state.name == "waiting" and cell.experiment.source in failed else state)
+        for cell, state in both
+        if cell not in sweep.sources or state.result or cell.experiment.identity in needed
+    ]
+
+
+def _found(cells: Iterable[Cell], store: Path, kept: dict[str, Result]) -> list[tuple[Cell, State]]:
+    return [(cell, _state(RunDirectory(store, cell.experiment), kept)) for cell in cells]
 
 
 def _state(directory: RunDirectory, kept: dict[str, Result]) -> State:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from queue import Empty
@@ -23,7 +23,8 @@ from lab.learning.progress import Progress
 class Outcome(NamedTuple):
     """How a run ended: `done`, `stopped`, `failed`, `busy` (someone else's), or `lost` with the pool's processes.
 
-    The same command goes on with what was stopped or lost.
+    One whose source failed, or is someone else's, is left `waiting`. The same command goes on with what was stopped or
+    lost.
     """
 
     experiment: Experiment
@@ -38,13 +39,13 @@ def carry_out(
     deadline: float,
     listen: Callable[[str, Progress], None],
 ) -> Iterator[Outcome]:
-    """Carry out runs, `workers` at a time, and yield each outcome as it comes.
+    """Carry out runs, `workers` at a time, and yield each outcome as it comes; a run begins when its source is done.
 
     The processes are kept alive from run to run (importing Lightning takes seconds) and share the cores evenly. At
     `deadline` (seconds since the epoch), or when the caller leaves early (Ctrl-C), runs stop at a checkpoint.
 
     Args:
-        experiments: what to run.
+        experiments: what to run; sources that are not among them are done.
         store: the folder of run directories.
         workers: processes.
         deadline: when to stop.
@@ -55,17 +56,38 @@ def carry_out(
     # By workers, not by runs left: the last run of a sweep, gone on with alone, must keep its threads to keep its bits.
     threads = max(1, cores() // workers)
     pool = ProcessPoolExecutor(workers, spawn, _initialise, (_Shared(news, stop, deadline, threads, store),))
+    futures: dict[Future[tuple[str, str]], Experiment] = {}
+
+    def begin(experiment: Experiment) -> None:
+        try:
+            future = pool.submit(_carry_out_one, experiment.model_dump_json())
+        except BrokenProcessPool as error:
+            future = Future()
+            future.set_exception(error)
+        futures[future] = experiment
+
     try:
-        futures = {pool.submit(_carry_out_one, experiment.model_dump_json()): experiment for experiment in experiments}
+        identities = {experiment.identity for experiment in experiments}
+        for experiment in experiments:
+            if experiment.source not in identities:
+                begin(experiment)
         while futures:
             with contextlib.suppress(Empty):
                 listen(*news.get(timeout=0.2))
             for future in [future for future in futures if future.done()]:
                 experiment = futures.pop(future)
                 try:
-                    yield Outcome(experiment, *future.result())
+                    outcome = Outcome(experiment, *future.result())
                 except BrokenProcessPool:
-                    yield Outcome(experiment, "lost", "a worker process was killed")
+                    outcome = Outcome(experiment, "lost", "a worker process was killed")
+                yield outcome
+                for dependant in (each for each in experiments if each.source == experiment.identity):
+                    if outcome.state == "done":
+                        begin(dependant)
+                    elif outcome.state in ("failed", "busy"):
+                        yield Outcome(dependant, "waiting", f"its source: {outcome.state}")
+                    else:
+                        yield Outcome(dependant, outcome.state, outcome.reason)
     finally:
         # An impatient second Ctrl-C must not leave half of this undone: the runs are at their checkpoints in a moment.
         heard = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}

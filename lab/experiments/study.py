@@ -1,0 +1,311 @@
+"""Studies: which values of some fields do best on validation, searched for in each of several arms."""
+
+import contextlib
+import itertools
+import math
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, model_validator
+
+from lab.config import Config, did_you_mean, validated
+from lab.errors import BadInput
+from lab.experiments.experiment import Experiment, experiment_from, load_experiment, merge, override, read_yaml
+from lab.experiments.sweep import STORE
+
+Point = dict[str, Any]
+"""A value for each field that is searched: a number within its range, or a choice's name (of a list, the choice)."""
+
+_CORNERS = 1000
+
+
+class Dimension(Config):
+    """The values that a field is searched over: a range, or choices."""
+
+    low: float | None = None
+    """The least value. (Where the field is a whole number, whole numbers are tried.)"""
+    high: float | None = None
+    """The greatest value."""
+    log: bool = False
+    """Whether equal factors count as equal steps."""
+    choices: Any = None
+    """A list of plain values, or a mapping from names to values of any kind."""
+    when: dict[str, Any] = {}
+    """Fields searched before this one, and the choice, or a list of choices, with which this one is searched at all."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Dimension":
+        if self.choices is None:
+            if self.low is None or self.high is None:
+                raise ValueError("should be low and high, or choices")
+            if self.low >= self.high:
+                raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+            if self.log and self.low <= 0:
+                raise ValueError(f"low {self.low:g} must be above 0, for log")
+            return self
+        if self.low is not None or self.high is not None or self.log:
+            raise ValueError("choices have no low, high or log")
+        if not isinstance(self.choices, list | dict) or not self.choices:
+            raise ValueError("choices should be a list or a mapping, of one choice at least")
+        if any(isinstance(label, list | dict) for label in self.labels):
+            raise ValueError("choices that are lists or mappings need names: {name: choice, …}")
+        if len(set(map(repr, self.labels))) < len(self.labels):
+            raise ValueError("choices should differ")
+        return self
+
+    @property
+    def labels(self) -> list[Any]:
+        """The names of the choices; of a range, its ends."""
+        if self.choices is not None:
+            return list(self.choices)
+        assert self.low is not None
+        assert self.high is not None
+        return [int(end) if end.is_integer() else end for end in (self.low, self.high)]
+
+    def value(self, label: Any) -> Any:
+        """What a label stands for."""
+        return self.choices[label] if isinstance(self.choices, dict) else label
+
+    def applies(self, point: Point) -> bool:
+        """Whether the field is searched, given what was chosen before it."""
+        return all(field in point and point[field] in _several(labels) for field, labels in self.when.items())
+
+
+class StudyScale(Config):
+    """What a study is at one size of machine; laid over the study's own fields."""
+
+    budget: str
+    """What the scale costs, in words."""
+    baseline: dict[str, Any] = {}
+    """Experiment fields, as in a recipe."""
+    arms: dict[str, Any] = {}
+    """Values by field; a field named here replaces the study's."""
+    space: dict[str, Dimension] = {}
+    """What is searched, by field; a field named here replaces the study's."""
+    trials: Annotated[int | None, Field(ge=1)] = None
+    """Trials in each arm; the study's when null."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]] | None, Field(min_length=1)] = None
+    """Seeds of each trial; the study's when null."""
+
+
+class StudyFile(Config):
+    """The content of a study's YAML file."""
+
+    question: str
+    """What the study is to find out."""
+    endpoint: str
+    """What a trial's score is, stated before the study runs."""
+    recipe: str | None = None
+    """The recipe that the baseline is laid over, as datasets/NAME.yaml."""
+    baseline: dict[str, Any] = {}
+    """Experiment fields that all trials share, unless an arm or the search moves them."""
+    arms: dict[str, Any] = {}
+    """Values by field, a list or a mapping from names to values; every combination is an arm, searched on its own."""
+    space: dict[str, Dimension]
+    """What is searched, by field (`key.sub`)."""
+    trials: int = Field(default=16, ge=1)
+    """Trials in each arm."""
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[1000], min_length=1)
+    """Seeds of each trial, other than those of the evidence; the score is the mean over them, the first decides whether
+    to prune."""
+    scales: dict[str, StudyScale]
+    """The sizes at which the study can be run."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One search of a study."""
+
+    values: Point
+    """By which it differs from the others: a value, or its name, for each field of `arms`."""
+    settings: dict[str, Any]
+    """The same, as the experiment has it."""
+
+    @property
+    def name(self) -> str:
+        """For people, and among the trials of a database."""
+        return words(self.values) or "all"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study at one scale."""
+
+    name: str
+    path: str
+    scale: str
+    file: StudyFile
+    recipe: dict[str, Any]
+    baseline: dict[str, Any]
+    """Experiment fields, laid over the recipe's."""
+    arms: tuple[Arm, ...]
+    space: dict[str, Dimension]
+    trials: int
+    seeds: tuple[int, ...]
+
+    def experiments(self, arm: Arm, point: Point) -> list[Experiment]:
+        """The runs of a trial, one a seed.
+
+        Raises:
+            BadInput: they are no experiments.
+        """
+        mapping = merge(self.recipe, self.baseline)
+        for field, value in self._settings(arm, point).items():
+            mapping = override(mapping, field, value)
+        origin = f"{self.path}, scale {self.scale}"
+        return [experiment_from(override(mapping, "seed", seed), origin) for seed in self.seeds]
+
+    def _settings(self, arm: Arm, point: Point) -> dict[str, Any]:
+        return {**arm.settings, **{field: self.space[field].value(label) for field, label in point.items()}}
+
+    def corners(self) -> list[Point]:
+        """The ends of every range with every choice there is beside them; some thousand of them, where there are more.
+
+        Every end and every choice is in one of them.
+        """
+        points: list[Point] = [{}]
+        for field, dimension in self.space.items():
+            points = [
+                {**point, field: label} if dimension.applies(point) else point
+                for point in points[:: 1 + len(points) // _CORNERS]
+                for label in (dimension.labels if dimension.applies(point) else [None])
+            ]
+        return points
+
+    def whole(self, field: str) -> bool:
+        """Whether a range is of whole numbers, as the experiment's field is."""
+        dimension = self.space[field]
+        if dimension.low is None or dimension.high is None:
+            return False
+        between = dimension.low + (dimension.high - dimension.low) / math.pi
+        try:
+            self.experiments(self.arms[0], {**next(each for each in self.corners() if field in each), field: between})
+        except BadInput:
+            return True
+        return False
+
+    def definition(self, arm: Arm) -> dict[str, Any]:
+        """What must be the same for two trials to be of one search."""
+        return {
+            "baseline": self.experiments(arm, self.corners()[0])[0].identity,
+            "space": {field: dimension.model_dump(mode="json") for field, dimension in self.space.items()},
+            "seeds": list(self.seeds),
+        }
+
+    def command(self, store: Path, storage: str | None = None) -> str:
+        """The command that carries out what is missing; `storage` as `lab study run` takes it."""
+        where = f" --store {store}" if store != STORE else ""
+        return f"lab study run {self.path} --scale {self.scale}{where}" + (f" --storage {storage}" if storage else "")
+
+    def repeat(self, arm: Arm, point: Point, store: Path) -> str:
+        """The command that repeats a trial's first run on its own: the recipe and what the trial sets in it."""
+        experiment = self.experiments(arm, point)[0]
+        if self.file.recipe:
+            update = self.baseline
+            for field, value in self._settings(arm, point).items():
+                update = override(update, field, value)
+            overrides = list(_flat(override(update, "seed", self.seeds[0])))
+            with contextlib.suppress(BadInput):  # a key that cannot be written as an override
+                if load_experiment(self.file.recipe, overrides).identity == experiment.identity:
+                    return shlex.join(["lab", "train", self.file.recipe, *overrides])
+        return shlex.join(["lab", "train", str(store / experiment.label / "config.yaml")])
+
+
+def words(point: Point) -> str:
+    """Fields and their values for people."""
+    return " ".join(f"{field}={_plain(label)}" for field, label in point.items())
+
+
+def load_study(path: str, scale: str) -> Study:
+    """A study file at a scale.
+
+    Raises:
+        BadInput: anything that is not allowed, in one line.
+    """
+    try:
+        file = validated(StudyFile, read_yaml(path))
+        if scale not in file.scales:
+            known = ", ".join(file.scales)
+            raise BadInput(f"scales: has no '{scale}'; allowed: {known}{did_you_mean(scale, file.scales)}")
+        size = file.scales[scale]
+        axes, space = {**file.arms, **size.arms}, {**file.space, **size.space}
+        seeds = tuple(file.seeds if size.seeds is None else size.seeds)
+        _check(axes, space, seeds)
+    except BadInput as error:
+        raise BadInput(str(error) if str(error).startswith(path) else f"{path}: {error}") from None
+    recipe = read_yaml(file.recipe) if file.recipe else {}
+    baseline, trials = merge(file.baseline, size.baseline), size.trials or file.trials
+    arms = tuple(_arms(axes))
+    study = Study(Path(path).stem, path, scale, file, recipe, baseline, arms, space, trials, seeds)
+    found: dict[str, Arm] = {}
+    for arm in arms:
+        for place, corner in enumerate(study.corners()):
+            identity = study.experiments(arm, corner)[0].identity
+            twin = found.setdefault(identity, arm) if not place else arm
+            if twin is not arm:
+                raise BadInput(f"{path}: arms: {arm.name} and {twin.name} are the same; name each value once")
+    return study
+
+
+def _check(axes: dict[str, Any], space: dict[str, Dimension], seeds: tuple[int, ...]) -> None:
+    """What can be wrong between the parts of a study."""
+    if len(set(seeds)) < len(seeds):
+        raise BadInput(f"seeds: {list(seeds)} is not allowed: name each seed once")
+    if not space:
+        raise BadInput("space: {} is not allowed: needs at least one field")
+    for field, values in axes.items():
+        if not isinstance(values, list | dict) or not values:
+            raise BadInput(f"arms.{field}: should be a list or a mapping, of one value at least")
+        if isinstance(values, list) and any(isinstance(each, list | dict) for each in values):
+            raise BadInput(f"arms.{field}: values that are lists or mappings need names: {{name: value, …}}")
+    before: list[tuple[str, str]] = []  # the parts' names and fields, in the order in which they are set
+    for part, field in itertools.chain((("arms", each) for each in axes), (("space", each) for each in space)):
+        if field == "seed":
+            raise BadInput(f"{part}.seed: is not allowed: `seeds` says which there are")
+        for other, earlier in before:
+            if field == earlier:
+                raise BadInput(f"{part}.{field}: is not allowed: {other} has it already")
+            if earlier.startswith(f"{field}."):
+                raise BadInput(f"{part}.{field}: is not allowed after {other}.{earlier}, which it would undo")
+        before.append((part, field))
+    for place, (field, dimension) in enumerate(space.items()):
+        earlier_choices = {name: each for name, each in itertools.islice(space.items(), place) if each.choices}
+        for name, labels in dimension.when.items():
+            if name not in earlier_choices:
+                known = f"allowed: {', '.join(earlier_choices)}" if earlier_choices else "there are none"
+                hint = did_you_mean(name, earlier_choices)
+                raise BadInput(f"space.{field}.when: '{name}' is not among the choices before it; {known}{hint}")
+            for label in _several(labels):
+                if label not in earlier_choices[name].labels:
+                    choices = earlier_choices[name].labels
+                    allowed = f"allowed: {', '.join(map(_plain, choices))}{did_you_mean(label, map(_plain, choices))}"
+                    raise BadInput(f"space.{field}.when.{name}: '{_plain(label)}' is no choice; {allowed}")
+
+
+def _arms(axes: dict[str, Any]) -> Iterator[Arm]:
+    for combination in itertools.product(*axes.values()):
+        values = dict(zip(axes, combination, strict=True))
+        named = {field for field in axes if isinstance(axes[field], dict)}
+        yield Arm(values, {field: axes[field][label] if field in named else label for field, label in values.items()})
+
+
+def _several(labels: Any) -> list[Any]:
+    return labels if isinstance(labels, list) else [labels]
+
+
+def _plain(label: Any) -> str:
+    return f"{label:.4g}" if isinstance(label, float) else str(label).lower() if isinstance(label, bool) else str(label)
+
+
+def _flat(mapping: dict[str, Any], place: str = "") -> Iterator[str]:
+    """A mapping as overrides, a field each; what is named first, since naming it anew drops the rest."""
+    for key, value in sorted(mapping.items(), key=lambda item: item[0] != "name"):
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{place}{key}.")
+        else:
+            text = yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()
+            yield f"{place}{key}={text}"
