@@ -53,6 +53,7 @@ def test_the_help_of_train_explains_every_field() -> None:
     shown = CliRunner().invoke(cli, ["train", "--help"]).output
     for field in ("task.prime", "task.pause", "model.size", "objective.n", "train.lr", "evaluation.every", "seed"):
         assert field in shown
+    assert "init_from" in shown
     assert "[default: 0.001]" in " ".join(shown.split())
     assert "[required]" in shown
 
@@ -102,8 +103,8 @@ def test_models() -> None:
     assert all(fields <= row.keys() for row in rows)
     by_size: dict[str, set[int]] = {}
     for row in rows:
-        assert row["trunk_layers"] == row["layers"] - (1 if row["objective"] == "linear" else row["n"])
-        if row["objective"] not in ("linear", "sequential"):  # which have matrices beside their layers
+        assert row["trunk_layers"] == row["layers"] - (1 if row["objective"] in ("linear", "reweighted") else row["n"])
+        if row["objective"] not in ("linear", "sequential", "shallow"):  # which have matrices more, or layers less
             by_size.setdefault(row["size"], set()).add(row["non_embedding_parameters"])
     assert list(by_size) == ["1M", "3M", "10M", "30M", "100M", "300M", "1B"]
     assert all(len(counts) == 1 for counts in by_size.values())
@@ -156,6 +157,10 @@ BAD = [
     (["models", "--vocabulary", "0"], ["--vocabulary", "0", "1"]),
     (["train", POLYNOMIALS, "model.size=2M"], ["model.size", "2M", "'1M'"]),
     (["train", POLYNOMIALS, "objective=parallel", "objective.n=5"], ["objective.n: 5", "5 layers", "at most 4"]),
+    (
+        ["train", POLYNOMIALS, "init_from=runs/none"],
+        ["init_from: 'runs/none'", "directory, label or identity of a run in"],
+    ),
     (["train", POLYNOMIALS, "--time-limit", "soon"], ["--time-limit", "soon", "1h30m"]),
     (["train", "sweeps/demo_stories.yaml"], ["sweeps/demo_stories.yaml", "unknown field"]),
     (["sweep", "run", POLYNOMIALS], [POLYNOMIALS, "unknown field", "question"]),

@@ -87,7 +87,10 @@ def test_bad_sweeps_are_one_clear_line(tmp_path: Path, changes: dict[str, Any], 
     assert str(caught.value).count(path) == (0 if "recipe" in changes else 1)
 
 
-@pytest.mark.parametrize("path", sorted((home() / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+SWEEPS = sorted(path for path in (home() / "sweeps").glob("*.yaml") if not path.stem.startswith("study_"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_the_labs_own_sweeps_are_sound(path: Path) -> None:
     scales = yaml.safe_load(path.read_text())["scales"]
     for scale in scales:
@@ -95,6 +98,11 @@ def test_the_labs_own_sweeps_are_sound(path: Path) -> None:
         assert {cell.experiment.seed for cell in sweep.cells} >= {0, 1}
         if path.stem == "polynomials_n":
             assert {cell.experiment.objective.n for cell in sweep.cells} == {1, 2, 4}
+        if path.stem == "finetuning":
+            before = {source.experiment.identity: source.experiment.objective.n for source in sweep.sources}
+            arms = {(before[cell.experiment.source or ""], cell.experiment.objective.n) for cell in sweep.cells}
+            assert arms == {(4, 4), (4, 1), (1, 1), (1, 4)}
+            assert len(sweep.cells) == 2 * len(sweep.sources)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +114,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     assert ran.exit_code == 0, ran.output
     assert json.loads(ran.stdout.splitlines()[-1]) == {
         **{"sweep": path, "scale": "cpu", "runs": 4, "done": 4},
-        **{"failed": 0, "stopped": 0, "lost": 0, "busy": 0},
+        **{"failed": 0, "stopped": 0, "lost": 0, "busy": 0, "waiting": 0},
     }
     return path, store
 

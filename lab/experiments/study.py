@@ -120,7 +120,7 @@ class StudyFile(Config):
 class Arm:
     """One search of a study."""
 
-    values: Point
+    labels: Point
     """By which it differs from the others: a value, or its name, for each field of `arms`."""
     settings: dict[str, Any]
     """The same, as the experiment has it."""
@@ -128,7 +128,7 @@ class Arm:
     @property
     def name(self) -> str:
         """For people, and among the trials of a database."""
-        return words(self.values) or "all"
+        return words(self.labels) or "all"
 
 
 @dataclass(frozen=True)

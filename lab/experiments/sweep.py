@@ -4,12 +4,24 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from lab.config import Config, did_you_mean, validated
 from lab.errors import BadInput, Failure
 from lab.experiments.experiment import Experiment, experiment_from, merge, override, read_yaml
 from lab.experiments.store import Result, RunDirectory, kept_results
+
+
+def _several(values: Any) -> Any:
+    if not isinstance(values, list | dict):
+        raise ValueError("should be a list of values, or a mapping from names to values")
+    return values
+
+
+Values = Annotated[Any, AfterValidator(_several)]
+"""The values of an axis: a list, or a mapping from names to values."""
 
 
 class Scale(Config):
@@ -19,7 +31,7 @@ class Scale(Config):
     """What the scale costs, in words."""
     baseline: dict[str, Any] = {}
     """Experiment fields, as in a recipe."""
-    axes: dict[str, list[Any] | dict[str, Any]] = {}
+    axes: dict[str, Values] = {}
     """Values by field; an axis named here replaces the sweep's."""
     sources: dict[str, dict[str, Any]] = {}
     """Experiment fields by source; laid over the sweep's own."""
@@ -36,7 +48,7 @@ class SweepFile(Config):
     """The recipe that the baseline is laid over, as datasets/NAME.yaml."""
     baseline: dict[str, Any] = {}
     """Experiment fields that all cells share, unless an axis moves them."""
-    axes: dict[str, list[Any] | dict[str, Any]] = {}
+    axes: dict[str, Values] = {}
     """Values by field (`key.sub`), the slowest first; the cells are their product. Values that are mappings are given
     by name, as a mapping of names to values; tables and figures then have the names."""
     sources: dict[str, dict[str, Any]] = {}
@@ -113,13 +125,13 @@ def load_sweep(path: str, scale: str) -> Sweep:
         [*values.items()] if isinstance(values, dict) else zip(values, values, strict=True) for values in axes.values()
     )
     for combination in itertools.product(*named_values):
-        point = {axis: name for axis, (name, _) in zip(axes, combination, strict=True)}
-        values = {axis: value for axis, (_, value) in zip(axes, combination, strict=True)}
+        chosen = dict(zip(axes, combination, strict=True))
+        point = {axis: name for axis, (name, _) in chosen.items()}
         mapping = baseline
-        for axis, value in values.items():
+        for axis, (_, value) in chosen.items():
             mapping = override(mapping, axis, value)
         if mapping.get("init_from") is not None:
-            source = _source(mapping["init_from"], named, baseline, values, origin)
+            source = _source(mapping["init_from"], named, baseline, chosen, origin)
             sources[source.experiment.label] = source
             mapping = {**mapping, "init_from": source.experiment.label}
         cell = Cell(experiment_from(mapping, origin, lambda label: sources[label].experiment), point)
@@ -131,19 +143,25 @@ def load_sweep(path: str, scale: str) -> Sweep:
 
 
 def _source(
-    name: Any, named: dict[str, dict[str, Any]], baseline: dict[str, Any], values: dict[str, Any], origin: str
+    name: Any,
+    named: dict[str, dict[str, Any]],
+    baseline: dict[str, Any],
+    chosen: dict[str, tuple[Any, Any]],
+    origin: str,
 ) -> Cell:
-    """What the cell with these `values` of the axes begins from."""
+    """What the cell begins from for which names and values are `chosen` on the axes."""
     if not isinstance(name, str) or name not in named:
         allowed = f"allowed: {', '.join(named)}" if named else "the sweep has no sources"
         raise BadInput(f"{origin}: init_from: '{name}' is no source; {allowed}{did_you_mean(name, named)}")
     if named[name].get("init_from") is not None:
         raise BadInput(f"{origin}: sources.{name}.init_from: is not allowed: a source begins with random weights")
-    shared = {axis: value for axis, value in values.items() if axis.split(".")[0] in ("seed", "model")}
+    point = {"source": name}
     mapping = {**baseline, "init_from": None}
-    for axis, value in shared.items():
-        mapping = override(mapping, axis, value)
-    return Cell(experiment_from(merge(mapping, named[name]), f"{origin}, source {name}"), {"source": name, **shared})
+    for axis, (label, value) in chosen.items():
+        if axis.split(".")[0] in ("seed", "model"):
+            point[axis] = label
+            mapping = override(mapping, axis, value)
+    return Cell(experiment_from(merge(mapping, named[name]), f"{origin}, source {name}"), point)
 
 
 def states(sweep: Sweep, store: Path) -> list[State]:

@@ -168,7 +168,7 @@ def parts(step: Step, n: int, shares: int, taken: range) -> Iterator[Step]:
     """Some of a step's `shares` shares of rows, `taken` of them, one at a time; without rows enough, of padding."""
     positions = step.batch.tokens.shape[1] - n
     found = [(targets(step.batch, head, positions) != -100).sum() for head in range(1, n + 1)]
-    numbers = torch.stack(found).clamp(min=1) / shares
+    numbers = torch.stack(found).clamp(min=1).double() / shares
     for share in taken:
         first = share == taken[0]
         batch = step.batch.rows(slice(share, None, shares))

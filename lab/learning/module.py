@@ -45,6 +45,7 @@ class LearningModule(L.LightningModule):
         n = model.objective.n
         # sums over steps: n × nats, n × targets, n × weight, training loss, steps, gradient norm, clipped steps
         self.register_buffer("meter", torch.zeros(3 * n + 4, dtype=torch.float64))
+        self._ddp_params_and_buffers_to_ignore = ["meter"]  # each process has its own: not to be made the first's
         self.register_buffer("tokens", torch.zeros((), dtype=torch.int64))
         self.register_buffer("seen", torch.zeros(questions, dtype=torch.bool))
         # of balanced weights: discounted sums of the heads' gradient norms and, last, of ones

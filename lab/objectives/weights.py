@@ -51,7 +51,7 @@ class Auxiliary(Config):
 
     def at(self, n: int, done: float) -> list[float]:
         """The weights of n heads when a share `done` of training is over."""
-        return [1.0] + [(self.first if done < self.change else self.last) / (n - 1)] * (n - 1)
+        return [1.0] + [(self.first if done < self.change else self.last) / max(1, n - 1)] * (n - 1)
 
 
 class Curriculum(Config):

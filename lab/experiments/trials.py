@@ -1,0 +1,246 @@
+"""Carries out a study's trials: each is a run of the lab, or one for each seed, found again by identity."""
+
+import contextlib
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import optuna
+from optuna.exceptions import OptunaError, UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from lab.errors import BadInput, Failure
+from lab.experiments import search as searches
+from lab.experiments.experiment import Experiment
+from lab.experiments.provenance import cores
+from lab.experiments.search import Search, put_back, suggest
+from lab.experiments.store import Busy, Result, kept_results
+from lab.experiments.study import Arm, Study
+from lab.learning.progress import Progress
+from lab.tasks.base import Row
+
+
+class News(NamedTuple):
+    """What a worker tells: that a trial is `running`, and how far, or is `complete`, `pruned`, `failed`, `stopped`.
+
+    Without a trial: that the worker is `lost`.
+    """
+
+    trial: str
+    state: str
+    about: str = ""
+    progress: Progress | None = None
+
+
+def carry_out(study: Study, url: str, store: Path, workers: int, deadline: float) -> Iterator[News]:
+    """Carry out the trials that wait, in several processes, and yield what they tell.
+
+    At `deadline` (seconds since the epoch), and when the caller leaves early or dies, runs stop at a checkpoint and
+    their trials wait anew. When a worker dies the others go on, with its trial as well.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    threads = max(1, cores() // workers)
+    processes: dict[Connection, SpawnProcess] = {}
+    try:
+        for _ in range(workers):
+            ours, theirs = spawn.Pipe()
+            arguments = (theirs, study, url, store, threads, deadline, searches.HEARTBEAT)
+            process = spawn.Process(target=_work, args=arguments)
+            process.start()
+            theirs.close()  # each end then hears of the other's death
+            processes[ours] = process
+        while processes:
+            for connection in wait(list(processes), 0.5):
+                assert isinstance(connection, Connection)
+                try:
+                    yield connection.recv()
+                except (EOFError, OSError):
+                    process = processes.pop(connection)
+                    process.join()
+                    if process.exitcode:
+                        Search(study, url, begin=False).count_from_now()
+                        yield News("", "lost", "a worker process was killed")
+    finally:
+        # An impatient second Ctrl-C must not leave half of this undone: the runs are at their checkpoints in a moment.
+        heard = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+        for connection in processes:
+            connection.close()
+        for process in processes.values():
+            process.join()
+        for number, handler in heard.items():
+            signal.signal(number, handler)
+
+
+def _work(
+    connection: Connection, study: Study, url: str, store: Path, threads: int, deadline: float, heartbeat: int
+) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent hears it, and hangs up
+    searches.HEARTBEAT = heartbeat
+    with contextlib.suppress(BrokenPipeError):
+        try:
+            _Worker(connection, Search(study, url, begin=False), store, threads, deadline).work()
+        except Exception as error:  # the database's, whatever it is
+            connection.send(News("", "lost", " ".join(f"{type(error).__name__}: {error}".split())))
+
+
+class _Stopped(Exception):
+    """The trial's run was stopped."""
+
+
+class _Failed(Exception):
+    """The trial's run failed."""
+
+
+class _Surplus(Exception):
+    """The trial is not the one that counts."""
+
+
+class _Worker:
+    """Carries out trials, one after another, while there are any."""
+
+    def __init__(self, connection: Connection, search: Search, store: Path, threads: int, deadline: float) -> None:
+        self.connection = connection
+        self.search = search
+        self.study = search.study
+        self.store = store
+        self.threads = threads
+        self.deadline = deadline
+        self.kept = kept_results()
+
+    def stopping(self) -> bool:
+        """Whether to stop. The parent never writes: if there is anything to read, it has hung up."""
+        return self.connection.poll() or time.time() > self.deadline
+
+    def tell(self, news: News) -> None:
+        with contextlib.suppress(OSError):  # the parent has hung up
+            self.connection.send(news)
+
+    def work(self) -> None:
+        """Carry out trials, of the arm first of which most are waiting."""
+        while not self.stopping():
+            states = [[each.state for each in self.search.standing(one).values()] for one in self.search.searches]
+            waiting = [each.count(TrialState.WAITING) for each in states]
+            if any(waiting):
+                place = waiting.index(max(waiting))
+                self.attempt(self.study.arms[place], self.search.searches[place])
+            elif any(TrialState.RUNNING in each or len(each) < self.study.trials for each in states):
+                self.connection.poll(1.0)
+                self.search.revive()  # somebody else's, who may have died
+            else:
+                return
+
+    def attempt(self, arm: Arm, search: optuna.Study) -> None:
+        """Carry out a trial of an arm."""
+        stopped = False
+
+        def objective(trial: optuna.Trial) -> float:
+            nonlocal stopped
+            standing = self.search.standing(search).get(trial.user_attrs.get("index", -1))
+            if standing is None or standing.number != trial.number:
+                raise _Surplus  # another worker was faster with the last one
+            name = " ".join([f"trial {trial.user_attrs['index']}", *([arm.name] if arm.labels else [])])
+            try:
+                score = self.score(trial, arm, name)
+            except optuna.TrialPruned as pruned:
+                self.tell(News(name, "pruned", str(pruned)))
+                raise
+            except _Stopped:
+                stopped = True
+                self.tell(News(name, "stopped"))
+                raise
+            except (OptunaError, SQLAlchemyError):
+                raise
+            except Exception as error:  # one trial's, whatever it is; the others go on
+                plain = isinstance(error, BadInput | Failure)
+                reason = " ".join((str(error) if plain else f"{type(error).__name__}: {error}").split())
+                trial.set_user_attr("reason", reason)
+                self.tell(News(name, "failed", reason))
+                raise _Failed from error
+            self.tell(News(name, "complete", f"{100 * score:.1f} %"))
+            return score
+
+        def after(search: optuna.Study, trial: FrozenTrial) -> None:
+            if stopped:
+                put_back(search, trial)
+
+        try:
+            search.optimize(objective, n_trials=1, catch=(_Stopped, _Failed, _Surplus), callbacks=[after])
+        except (UpdateFinishedTrialError, ValueError) as error:
+            if isinstance(error, ValueError) and "Cannot tell a" not in str(error):
+                raise  # else the trial was taken for dead, and waits anew
+
+    def score(self, trial: optuna.Trial, arm: Arm, name: str) -> float:
+        """The score of what a trial tries: the mean over its runs."""
+        experiments = self.study.experiments(arm, suggest(self.study, trial))
+        trial.set_user_attr("identities", [each.identity for each in experiments])
+        results = []
+        for place, experiment in enumerate(experiments):
+            judge = _Judge(trial, experiment) if place == 0 else None
+            result = self.kept.get(experiment.identity) or self.run(experiment, name, judge or (lambda _: False))
+            if result is None:
+                raise (judge and judge.verdict) or _Stopped
+            results.append(result)
+        scores, examples = zip(*map(validation_score, experiments, results), strict=True)
+        trial.set_user_attr("scores", scores)
+        trial.set_user_attr("examples", min(examples))
+        about = ("hardware", "versions", "commit", "finished")
+        trial.set_user_attr("provenance", {part: results[0][part] for part in about})
+        return fmean(scores)
+
+    def run(self, experiment: Experiment, name: str, judge: Callable[[list[Row]], bool]) -> Result | None:
+        """A run's result; None when it was stopped."""
+        from lab.experiments.run import execute  # takes seconds to import, and there may be nothing to run
+
+        def listen(progress: Progress) -> None:
+            self.tell(News(name, "running", progress=progress))
+
+        while not self.stopping():
+            try:
+                return execute(experiment, self.store, self.threads, listen, self.stopping, judge=judge)
+            except Busy:
+                self.connection.poll(1.0)  # somebody else's, whose result will do
+        return None
+
+
+class _Judge:
+    """Reports a run's learning curve, and stops the run when its trial is to be pruned, or was taken for dead."""
+
+    def __init__(self, trial: optuna.Trial, experiment: Experiment) -> None:
+        self.trial = trial
+        self.steps = experiment.train.steps
+        self.measure = f"validation/{experiment.task.build().choice}"
+        self.told = 0
+        self.verdict: Exception | None = None
+
+    def __call__(self, curve: list[Row]) -> bool:
+        news = [row for row in curve[self.told :] if row["step"] < self.steps]
+        self.told = len(curve)
+        try:
+            for row in news:
+                self.trial.report(row[self.measure], row["step"])
+            if news and self.trial.should_prune():
+                self.verdict = optuna.TrialPruned(f"at step {news[-1]['step']}")
+        except UpdateFinishedTrialError as error:
+            self.verdict = error
+        return self.verdict is not None
+
+
+def validation_score(experiment: Experiment, result: Result) -> tuple[float, int]:
+    """The task's choice on the validation set, by the final weights, and the number of examples behind it."""
+    task = experiment.task.build()
+    final = [row for row in result["scores"] if (row["split"], row["checkpoint"]) == ("validation", "final")]
+
+    def share(one: Row) -> float:
+        """How much a row counts in the score, which is linear in its rows."""
+        return task.summary([{**row, task.choice: float(row is one)} for row in final])[task.choice]
+
+    spread = sum(share(row) ** 2 / row["count"] for row in final if row["count"])
+    return task.summary(final)[task.choice], round(1 / spread)

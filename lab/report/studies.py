@@ -1,0 +1,116 @@
+"""What came out of a study: its trials as a table, the best of each arm, and what is kept of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lab.errors import BadInput, Failure
+from lab.experiments.search import Search, default_url
+from lab.experiments.store import read_json_lines, write_text
+from lab.experiments.study import Arm, Study
+from lab.home import home
+from lab.report.tables import Interval
+from lab.tasks.base import Row
+
+
+def wilson(accuracy: float, count: int) -> Interval:
+    """A share of right answers among `count` independent ones, and its 95 % interval (Wilson's)."""
+    z = 1.96
+    middle = (accuracy + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * np.sqrt(accuracy * (1 - accuracy) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return Interval(accuracy, max(0.0, float(middle - half)), min(1.0, float(middle + half)))
+
+
+def best(rows: list[Row], arm: Arm) -> Row | None:
+    """The complete trial with the best score in an arm, of equals the first, with its interval as `low` and `high`."""
+    done = [row for row in rows if row["arm"] == arm.labels and row["state"] == "complete"]
+    if not done:
+        return None
+    first = max(done, key=lambda row: row["score"])
+    _, low, high = wilson(first["score"], first["examples"])
+    return {**first, "low": low, "high": high}
+
+
+def table(study: Study, rows: list[Row]) -> pd.DataFrame:
+    """The trials as a table.
+
+    Columns: `arm` in words, `n`, `trial`, `state`, `score`, its interval `low` and `high`, what a pruned one `reached`
+    at its `step`, then what was tried: the arm's fields and the searched ones, None where they were not. Trials that
+    failed or did not begin are left out.
+    """
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        if row["state"] not in ("complete", "pruned"):
+            continue
+        arm = next(each for each in study.arms if each.labels == row["arm"])
+        n = study.experiments(arm, row["values"])[0].objective.n
+        named = {name: row[name] for name in ("trial", "state", "score", "step", "reached")}
+        low, high = wilson(row["score"], row["examples"])[1:] if row["score"] is not None else (None, None)
+        searched = {field: row["values"].get(field) for field in study.space}
+        found.append({"arm": arm.name, "n": n, **named, "low": low, "high": high, **row["arm"], **searched})
+    return pd.DataFrame(found)
+
+
+def trials(study: Study, store: Path, storage: str | None = None) -> tuple[list[Row], Search | None]:
+    """A study's trials: those of its database, or if it has none, those kept in results/.
+
+    Raises:
+        BadInput: the database cannot be opened, or the trials are of another study of this name.
+        Failure: there are none.
+    """
+    try:
+        search = Search(study, storage or default_url(study, store), begin=False)
+    except Failure:
+        kept = kept_path(study)
+        if storage or not kept.exists():
+            raise Failure(
+                f"{study.path}, scale {study.scale}: no trial yet; begin with: {study.command(store, storage)}"
+            ) from None
+        return _read(study, kept), None
+    return search.rows(), search
+
+
+def complete(study: Study, store: Path) -> list[Row]:
+    """All of a study's trials.
+
+    Raises:
+        BadInput: as of `trials`.
+        Failure: some are not finished; names the command that finishes them.
+    """
+    rows, _ = trials(study, store)
+    missing = len(study.arms) * study.trials - sum(row["state"] not in ("running", "waiting") for row in rows)
+    if missing:
+        raise Failure(
+            f"{study.path}, scale {study.scale}: {missing} of {len(study.arms) * study.trials} trials are missing; "
+            f"fill them with: {study.command(store)}"
+        )
+    return rows
+
+
+def kept_path(study: Study) -> Path:
+    """Where a study's trials are kept, and committed."""
+    return home() / "results" / "studies" / f"{study.name}.{study.scale}.jsonl"
+
+
+def keep(study: Study, rows: list[Row]) -> Path:
+    """Write a study's finished trials as a table to commit: one JSON object a line."""
+    path = kept_path(study)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows if row["state"] not in ("running", "waiting")))
+    return path
+
+
+def _read(study: Study, path: Path) -> list[Row]:
+    arms = {json.dumps(arm.labels): arm for arm in study.arms}
+    try:
+        rows = read_json_lines(path)
+        for row in rows:
+            if row["state"] != "failed":
+                experiments = study.experiments(arms[json.dumps(row["arm"])], row["values"])
+                assert row["identities"] == [each.identity for each in experiments]
+    except (ValueError, TypeError, KeyError, AssertionError, BadInput):
+        raise BadInput(f"{path}: not the trials of {study.path}, scale {study.scale}, as it is; keep it anew") from None
+    return rows
