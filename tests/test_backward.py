@@ -383,6 +383,19 @@ def test_gradient_norms_of_a_head_without_targets() -> None:
     assert [norm > 0 for norm in found.tolist()] == [True, True, False, False]
 
 
+@each_order
+@pytest.mark.parametrize("name", ["parallel", "causal"])
+def test_measuring_leaves_the_gradient_alone(name: str, order: Order) -> None:
+    """Autocast keeps the weights that it has cast: what was cast without a gradient must not be what a loss uses."""
+    model, batch, found = built(name, 2), packed(2), []
+    for measured in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            if measured:
+                gradient_norms(model.objective, model.decoder, batch)
+            found.append(gradients_of(model, loss_of(model, batch, order).total))
+    assert all(torch.equal(each, found[1][key]) for key, each in found[0].items())
+
+
 # Recomputation
 
 

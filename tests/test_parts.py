@@ -1,5 +1,7 @@
 """A step is the same step whether one process reads it at once, in several passes, or several processes do."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -228,8 +230,14 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the processes has at the end of each case."""
     folder = tmp_path_factory.mktemp("processes")
     command = [sys.executable, "-m", "tests.processes", str(folder)]
-    ended = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr[-5000:]
+    root, heard = Path(__file__).parents[1], folder / "heard"
+    with heard.open("w") as file:
+        main = subprocess.Popen(command, cwd=root, stdout=file, stderr=file, start_new_session=True)
+    try:
+        assert main.wait(timeout=240) == 0, heard.read_text()[-5000:]
+    except subprocess.TimeoutExpired:
+        os.killpg(main.pid, signal.SIGKILL)  # its processes, too
+        raise
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 

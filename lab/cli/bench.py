@@ -159,7 +159,7 @@ def memory(
 
     from lab.analysis.memory import available, bound, cells
 
-    setting = _setting(options)
+    setting = _setting(options, ns)
     limit = available(setting.device) if limit is None else limit
     say(f"{_in_words(setting)}; limit {limit / 2**30:.1f} GiB")
     started = time.perf_counter()
@@ -220,7 +220,7 @@ def train(
 
     from lab.analysis.speed import TIME_BOUND, step_times
 
-    setting = _setting(options)
+    setting = _setting(options, ns)
     torch.set_num_threads(threads)
     say(f"{_in_words(setting)}, V = {vocabulary:,}; {threads} threads, {steps} steps of each cell")
     started = time.perf_counter()
@@ -253,11 +253,11 @@ def train(
     _print_table(f"{_in_words(setting)}, V = {vocabulary:,}", (*heads, f"beyond FLOPs\n(n = 4: ≤ {TIME_BOUND})"), lines)
 
 
-def _setting(options: dict[str, Any]) -> "Setting":
+def _setting(options: dict[str, Any], ns: tuple[int, ...]) -> "Setting":
     """What the options of `measured_on` say.
 
     Raises:
-        BadInput: there is no such size or device, or tokens make no whole rows.
+        BadInput: there is no such size, objective or device, no room for the heads, or tokens make no whole rows.
     """
     import torch
 
@@ -273,7 +273,10 @@ def _setting(options: dict[str, Any]) -> "Setting":
         raise BadInput("--device: cuda is not allowed: this machine has no GPU that torch can use")
     device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
     model, precision = validated(Model, {"size": options["size"]}), "bf16" if device.type == "cuda" else "fp32"
-    return Setting(model, options["objective"], tokens, context, device, precision)  # type: ignore[arg-type]
+    setting = Setting(model, options["objective"], tokens, context, device, precision)  # type: ignore[arg-type]
+    for n in ns:
+        setting.instantiated(n, vocabulary=1)
+    return setting
 
 
 def _in_words(setting: "Setting") -> str:

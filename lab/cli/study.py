@@ -68,13 +68,14 @@ def run(
     loaded = load_study(path, scale)
     url = storage or default_url(loaded, store)
     search = Search(loaded, url, begin=True)
-    search.queue(retry)
     search.count_from_now()
+    if retry:
+        search.retry()
     total, lost, before = len(loaded.arms) * loaded.trials, "", search.counts()
     done = _done(before)
     say(f"{path}, scale {scale}: {total} trials, {done} done before, {total - done} to do")
     if before["running"]:
-        say(f"{before['running']} are somebody else's; or were until it was killed, which is seen in half a minute")
+        say(f"{before['running']} are someone else's, or were when that was killed: then they go on in half a minute")
     if done < total:
         with bars() as shown:
             whole = shown.add_task(loaded.name, total=total, completed=done, about="trials")
@@ -182,6 +183,7 @@ def keep(path: str, scale: str, store: Path, storage: str | None, as_json: bool)
 
 def _arms(study: "Study", rows: "list[Row]", search: "Search | None", store: Path) -> Any:
     """What `show` says of each arm."""
+    from lab.experiments.search import STATES
     from lab.report.studies import best
 
     importances = search.importances() if search else [None] * len(study.arms)
@@ -190,7 +192,7 @@ def _arms(study: "Study", rows: "list[Row]", search: "Search | None", store: Pat
         found = best(rows, arm)
         if found:
             found["command"] = study.repeat(arm, found["values"], store)
-        counts = {state: states.count(state) for state in ("complete", "pruned", "failed", "running", "waiting")}
+        counts = {state: states.count(state) for state in STATES}
         yield {"arm": arm.labels, **counts, "best": found, "importances": importance}
 
 
@@ -199,5 +201,6 @@ def _done(counts: dict[str, int]) -> int:
 
 
 def _counted(counts: dict[str, Any]) -> str:
-    states = ("complete", "pruned", "failed", "running", "waiting")
-    return ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
+    from lab.experiments.search import STATES
+
+    return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])

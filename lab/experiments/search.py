@@ -1,16 +1,18 @@
 """A study's trials: Optuna's, in a database that several processes and machines may work on at once.
 
-Every trial has an index below the study's number of trials, and waits in the database from the start, so that there are
-never more, however many work on them. A worker that dies leaves its trial without a heartbeat; the trial then waits
-anew with the values that it had, so that its run is found by identity and goes on from its checkpoint. Of trials with
-the same index one counts (`Search.standing`).
+Every trial has an index below the study's number of trials. A trial whose worker dies has no heartbeat any more; it
+then waits anew, with its index and the values that it had, so that its run is found by identity and goes on from its
+checkpoint. Of trials with the same index one counts (`Search.standing`), so that none is lost or doubled, however many
+workers queue and take trials at once.
 
 What is tried is TPE's (Optuna's defaults), after a random start of half of the trials, ten at most, which is the same
 in every arm. Its draws depend on the index and on the trials that are done, not on the process: with one worker, a
-study that was killed tries what it would have tried. A trial is pruned when its best so far is below the median of the
+study that was stopped tries what it would have tried. A trial is pruned when its best so far is below the median of the
 complete ones at the same step (Optuna's MedianPruner), after the random start and a third of its steps.
 """
 
+import itertools
+import sqlite3
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from lab.errors import BadInput, Failure
 from lab.experiments.study import Arm, Point, Study
 from lab.tasks.base import Row
 
+STATES = ("complete", "pruned", "failed", "running", "waiting")
+"""Of a trial."""
 HEARTBEAT = 10
 """Seconds between a trial's signs of life; without one for three times as long it is taken for dead."""
 
@@ -98,15 +102,19 @@ class Search:
                 found.setdefault(index, trial)
         return found
 
-    def queue(self, retry: bool = False) -> None:
-        """Let every trial wait that does not stand, and those that failed if `retry`."""
+    def queue(self, search: optuna.Study) -> None:
+        """Let the next trial wait, if none does."""
+        standing = self.standing(search)
+        if not any(trial.state == TrialState.WAITING for trial in standing.values()):
+            for index in itertools.islice((each for each in range(self.study.trials) if each not in standing), 1):
+                search.add_trial(create_trial(state=TrialState.WAITING, user_attrs={"index": index}))
+
+    def retry(self) -> None:
+        """Let trials wait anew that failed."""
         for search in self.searches:
-            standing = self.standing(search)
-            for index in range(self.study.trials):
-                if index not in standing:
-                    search.add_trial(create_trial(state=TrialState.WAITING, user_attrs={"index": index}))
-                elif retry and standing[index].state == TrialState.FAIL:
-                    put_back(search, standing[index])
+            for trial in self.standing(search).values():
+                if trial.state == TrialState.FAIL:
+                    put_back(search, trial)
 
     def count_from_now(self) -> None:
         """Give every running trial a sign of life, since a worker may have died before it gave the first."""
@@ -120,21 +128,19 @@ class Search:
             warnings.simplefilter("ignore", ExperimentalWarning)
             for search in self.searches:
                 optuna.storages.fail_stale_trials(search)
-        if not self.counts()["running"]:
-            self.queue()  # whose workers died between two steps of putting them back
 
     def counts(self) -> dict[str, int]:
         """How many trials are in each state."""
-        states = ["complete", "pruned", "failed", "running", "waiting"]
-        found = [_state(trial) for search in self.searches for trial in self.standing(search).values()]
-        return {state: found.count(state) for state in states}
+        states = [row["state"] for row in self.rows()]
+        return {state: states.count(state) for state in STATES}
 
     def rows(self) -> list[Row]:
-        """A row in JSON types for each trial that counts: what was tried, and what came of it."""
+        """A row in JSON types for each trial: what was tried, and what came of it."""
         return [
-            _row(arm, index, trial)
+            _row(arm, index, standing.get(index))
             for arm, search in zip(self.study.arms, self.searches, strict=True)
-            for index, trial in sorted(self.standing(search).items())
+            for standing in [self.standing(search)]
+            for index in range(self.study.trials)
         ]
 
     def importances(self) -> list[dict[str, float]]:
@@ -148,12 +154,10 @@ class Search:
         return found
 
 
-def _state(trial: FrozenTrial) -> str:
-    return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
-
-
-def _row(arm: Arm, index: int, trial: FrozenTrial) -> Row:
-    about, state, last = trial.user_attrs, _state(trial), trial.last_step
+def _row(arm: Arm, index: int, trial: FrozenTrial | None) -> Row:
+    trial = trial or create_trial(state=TrialState.WAITING)
+    state = "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
+    about, last = trial.user_attrs, trial.last_step
     pruned = state == "pruned" and last is not None
     return {
         "arm": arm.labels,
@@ -200,13 +204,16 @@ def open_storage(url: str, begin: bool) -> RDBStorage:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return RDBStorage(
+            storage = RDBStorage(
                 url,
                 engine_kwargs={"connect_args": {"timeout": 60}} if lite else {"pool_pre_ping": True},
                 heartbeat_interval=HEARTBEAT,
                 grace_period=3 * HEARTBEAT,
                 heartbeat_stale_trial_callback=put_back,
             )
+        if lite:
+            _write_from_the_start(storage.engine)
+        return storage
     except ImportError:
         raise BadInput(
             f"storage: {shown(url)}: its driver is not installed; for PostgreSQL: pip install 'mtp-lab[postgresql]'"
@@ -214,6 +221,23 @@ def open_storage(url: str, begin: bool) -> RDBStorage:
     except (sqlalchemy.exc.SQLAlchemyError, OSError, RuntimeError, ValueError) as error:
         reason = str(error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error).split("\n")[0]
         raise BadInput(f"storage: {shown(url)} cannot be opened: {reason}") from None
+
+
+def _write_from_the_start(engine: sqlalchemy.Engine) -> None:
+    """Let SQLite's transactions begin with the right to write, as it has no SELECT … FOR UPDATE.
+
+    Else two workers can read that a trial waits, and both take it. (The events are SQLAlchemy's recipe for SQLite.)
+    """
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def _(connection: sqlite3.Connection, _: object) -> None:
+        connection.isolation_level = None
+
+    @sqlalchemy.event.listens_for(engine, "begin")
+    def _(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # of connections that were made before
 
 
 def shown(url: str) -> str:

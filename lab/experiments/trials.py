@@ -124,14 +124,14 @@ class _Worker:
             self.connection.send(news)
 
     def work(self) -> None:
-        """Carry out trials, of the arm first of which most are waiting."""
+        """Carry out trials, of the arm first of which fewest have begun."""
         while not self.stopping():
             states = [[each.state for each in self.search.standing(one).values()] for one in self.search.searches]
-            waiting = [each.count(TrialState.WAITING) for each in states]
-            if any(waiting):
-                place = waiting.index(max(waiting))
+            begun = [len(each) - each.count(TrialState.WAITING) for each in states]
+            place = begun.index(min(begun))
+            if begun[place] < self.study.trials:
                 self.attempt(self.study.arms[place], self.search.searches[place])
-            elif any(TrialState.RUNNING in each or len(each) < self.study.trials for each in states):
+            elif any(TrialState.RUNNING in each for each in states):
                 self.connection.poll(1.0)
                 self.search.revive()  # somebody else's, who may have died
             else:
@@ -171,6 +171,7 @@ class _Worker:
             if stopped:
                 put_back(search, trial)
 
+        self.search.queue(search)
         try:
             search.optimize(objective, n_trials=1, catch=(_Stopped, _Failed, _Surplus), callbacks=[after])
         except (UpdateFinishedTrialError, ValueError) as error:

@@ -1,18 +1,25 @@
 """Figures: each is a script under figures/ that draws from stored results.
 
 A script states its sweep in `SWEEP` and draws in `draw(sweep, finished) -> Figure`, where `finished` is a list of the
-sweep's cells with their results; `lab.report.tables` makes tables of it (`tidy`, `curves`).
+sweep's cells with their results; `lab.report.tables` makes tables of it (`tidy`, `curves`). A script that draws what
+`lab bench` measured states the command in `COMMAND` instead, and the name of its table in `TABLE`: what the command
+printed as JSON lies in results/TABLE.SCALE.json, and is drawn in `draw(table) -> Figure`. One that draws a study states
+it in `STUDY`, and draws in `draw(study, rows) -> Figure`; `lab.report.studies` makes a table of the rows.
 """
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from lab.config import did_you_mean
 from lab.errors import BadInput, Failure
 from lab.experiments.store import Result
+from lab.experiments.study import load_study
 from lab.experiments.sweep import Cell, Sweep, load_sweep, states
 from lab.home import home
+from lab.report import studies
 from lab.report.style import save, use_style
 
 
@@ -26,8 +33,8 @@ def draw(name: str, sweep: str | None, scale: str, store: Path, output: Path) ->
 
     Args:
         name: the script's name under figures/.
-        sweep: a sweep file to draw; the script's own when None.
-        scale: the sweep's scale.
+        sweep: a sweep (or study) file to draw; the script's own when None.
+        scale: its scale.
         store: the folder of run directories; results/ is looked into as well.
         output: where the pictures go.
 
@@ -36,21 +43,44 @@ def draw(name: str, sweep: str | None, scale: str, store: Path, output: Path) ->
 
     Raises:
         BadInput: no such figure, sweep or scale.
-        Failure: a cell of the sweep has no result; names the command that fills it.
+        Failure: a cell or trial has no result, or there is no such table; names the command that fills it.
     """
     if name not in names():
         raise BadInput(f"'{name}' is not a figure; there are: {', '.join(names())}{did_you_mean(name, names())}")
     script = _load(home() / "figures" / f"{name}.py")
-    loaded = load_sweep(sweep or script.SWEEP, scale)
-    finished = complete(loaded, store)
+    if hasattr(script, "TABLE"):
+        if sweep is not None:
+            raise BadInput(f"--sweep: '{sweep}' is not allowed: {name} draws what `{script.COMMAND}` measured")
+        file: str = name
+        drawn: tuple[Any, ...] = (measured(script.TABLE, scale, script.COMMAND),)
+    elif hasattr(script, "STUDY"):
+        study = load_study(sweep or script.STUDY, scale)
+        file, drawn = name if sweep is None else f"{name}.{study.name}", (study, studies.complete(study, store))
+    else:
+        loaded = load_sweep(sweep or script.SWEEP, scale)
+        file, drawn = name if sweep is None else f"{name}.{loaded.name}", (loaded, complete(loaded, store))
     use_style()
     try:
-        figure = script.draw(loaded, finished)
+        figure = script.draw(*drawn)
     except Failure:
         raise
     except Exception as error:
         raise Failure(f"{script.__file__}: {type(error).__name__}: {error}") from error
-    return save(figure, output, name if sweep is None else f"{name}.{loaded.name}")
+    return save(figure, output, file)
+
+
+def measured(table: str, scale: str, command: str) -> dict[str, Any]:
+    """What a command of `lab bench` printed on a kind of machine, from results/.
+
+    Raises:
+        Failure: it is not there; names the command that fills it.
+    """
+    path = home() / "results" / f"{table}.{scale}.json"
+    try:
+        return json.loads(path.read_text().splitlines()[-1])  # type: ignore[no-any-return]
+    except (OSError, ValueError, IndexError):
+        where = f"results/{path.name}"
+        raise Failure(f"{where} is missing or no table; fill it with: {command} --json > {where}") from None
 
 
 def complete(sweep: Sweep, store: Path) -> list[tuple[Cell, Result]]:
@@ -77,7 +107,9 @@ def _load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        _ = module.SWEEP, module.draw
+        _ = module.draw
+        if not hasattr(module, "STUDY"):
+            _ = (module.TABLE, module.COMMAND) if hasattr(module, "TABLE") else module.SWEEP
     except Exception as error:
         raise Failure(f"{path}: not a figure script: {type(error).__name__}: {error}") from error
     return module

@@ -1,6 +1,7 @@
 """What came out of a study: its trials as a table, the best of each arm, and what is kept of them."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def wilson(accuracy: float, count: int) -> Interval:
     z = 1.96
     middle = (accuracy + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * np.sqrt(accuracy * (1 - accuracy) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return Interval(accuracy, max(0.0, float(middle - half)), min(1.0, float(middle + half)))
+    return Interval(accuracy, min(accuracy, float(middle - half)), max(accuracy, float(middle + half)))  # but for rounding
 
 
 def best(rows: list[Row], arm: Arm) -> Row | None:
@@ -30,16 +31,19 @@ def best(rows: list[Row], arm: Arm) -> Row | None:
     if not done:
         return None
     first = max(done, key=lambda row: row["score"])
-    _, low, high = wilson(first["score"], first["examples"])
-    return {**first, "low": low, "high": high}
+    return {**first, **_interval(first["score"], first["examples"])}
+
+
+def _interval(score: float, examples: int) -> dict[str, float]:
+    return dict(zip(("score", "low", "high"), wilson(score, examples), strict=True))
 
 
 def table(study: Study, rows: list[Row]) -> pd.DataFrame:
     """The trials as a table.
 
-    Columns: `arm` in words, `n`, `trial`, `state`, `score`, its interval `low` and `high`, what a pruned one `reached`
-    at its `step`, then what was tried: the arm's fields and the searched ones, None where they were not. Trials that
-    failed or did not begin are left out.
+    Columns: `arm` in words, `n`, `trial`, `state`, `score`, its interval `low` and `high`, whether it is its arm's
+    `best`, what a pruned one `reached`, then what was tried: the arm's fields and the searched ones, None where they
+    were not. Trials that failed or did not begin are left out.
     """
     found: list[dict[str, Any]] = []
     for row in rows:
@@ -47,11 +51,13 @@ def table(study: Study, rows: list[Row]) -> pd.DataFrame:
             continue
         arm = next(each for each in study.arms if each.labels == row["arm"])
         n = study.experiments(arm, row["values"])[0].objective.n
-        named = {name: row[name] for name in ("trial", "state", "score", "step", "reached")}
-        low, high = wilson(row["score"], row["examples"])[1:] if row["score"] is not None else (None, None)
+        score, reached = (math.nan if row[name] is None else row[name] for name in ("score", "reached"))
+        named = {"arm": arm.name, "n": n, "trial": row["trial"], "state": row["state"], "reached": reached}
         searched = {field: row["values"].get(field) for field in study.space}
-        found.append({"arm": arm.name, "n": n, **named, "low": low, "high": high, **row["arm"], **searched})
-    return pd.DataFrame(found)
+        found.append({**named, **_interval(score, row["examples"] or 1), **row["arm"], **searched})
+    frame = pd.DataFrame(found)
+    frame["best"] = frame.index.isin(frame[frame.state == "complete"].groupby("arm").score.idxmax())
+    return frame
 
 
 def trials(study: Study, store: Path, storage: str | None = None) -> tuple[list[Row], Search | None]:
