@@ -17,7 +17,8 @@ from lab.cli.main import cli
 from lab.errors import BadInput, Failure
 from lab.experiments import store as stores
 from lab.experiments.experiment import Experiment, experiment_from, load_experiment, override, parse_override
-from lab.experiments.run import execute, inherit, met
+from lab.experiments.inheritance import inherit, met
+from lab.experiments.run import execute
 from lab.experiments.store import RunDirectory, find_run, keep_results
 from lab.experiments.sweep import load_sweep, runs, states
 from lab.learning.data import Steps, questions

@@ -22,7 +22,9 @@ def wilson(accuracy: float, count: int) -> Interval:
     z = 1.96
     middle = (accuracy + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * np.sqrt(accuracy * (1 - accuracy) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return Interval(accuracy, min(accuracy, float(middle - half)), max(accuracy, float(middle + half)))  # but for rounding
+    return Interval(
+        accuracy, min(accuracy, float(middle - half)), max(accuracy, float(middle + half))
+    )  # but for rounding
 
 
 def best(rows: list[Row], arm: Arm) -> Row | None:
