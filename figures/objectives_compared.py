@@ -39,6 +39,9 @@ def draw(sweep: Sweep, finished: list[tuple[Cell, Result]]) -> Figure:
     for axes, (words, part) in zip(places, parts, strict=True):
         panel(axes, part, arms)
         axes.set_title(", ".join(each.removeprefix("train = ") for each in words), loc="left", fontsize="medium")
+    right = max(axes.get_xlim()[1] for axes in places)
+    for axes in places:
+        axes.set_xlim(0, right)
     places[0].set_yticks(range(len(arms)), arms)
     places[0].invert_yaxis()
     ring = rf"$F_{{{task.prime}}}[X]/(X^{{{task.degree}}})$"
@@ -71,4 +74,3 @@ def panel(axes: Axes, scores: pd.DataFrame, arms: list[str]) -> None:
         at_right = axes.get_yaxis_transform()
         axes.text(1.02, place, f"{cost:.2f} ×", transform=at_right, color=GREY, fontsize="small", va="center")
     axes.set_xlabel("exact match (%)")
-    axes.set_xlim(0, 104)
