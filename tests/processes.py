@@ -68,7 +68,7 @@ def experiment_of(case: str, *more: str) -> Experiment:
 
 
 def train(experiment: Experiment, path: Path, processes: int = 1) -> dict[str, Any]:
-    """What training leaves: weights, counts, rows of metrics, and how often gradients were reduced."""
+    """What training leaves: weights, counts, norms of balanced heads, metrics, how often gradients were reduced."""
     reductions = Reductions()
     task = experiment.task.build()
     asked = questions({"test": task.examples("test", np.arange(90), 0)})
@@ -101,6 +101,7 @@ def train(experiment: Experiment, path: Path, processes: int = 1) -> dict[str, A
         "weights": {name: each.detach().clone() for name, each in model.named_parameters()},
         "tokens": int(module.tokens),
         "seen": module.seen.clone(),
+        "norms": module.norms.clone(),
         "rows": read_json_lines(path),
         "reductions": reductions.number,
     }
@@ -121,8 +122,8 @@ def main(folder: Path) -> int:
     workers = [fork.Process(target=_work, args=(rank, port, folder)) for rank in range(PROCESSES)]
     for each in workers:
         each.start()
-    while any(each.is_alive() for each in workers):
-        wait([each.sentinel for each in workers if each.is_alive()])
+    while alive := [each for each in workers if each.is_alive()]:
+        wait([each.sentinel for each in alive])
         if any(each.exitcode for each in workers):  # the others would wait for it
             for each in workers:
                 each.terminate()

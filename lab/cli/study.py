@@ -22,7 +22,8 @@ scale_option = click.option("--scale", default="cpu", show_default=True, help="S
 storage_option = click.option(
     "--storage",
     metavar="URL",
-    help="Database of the trials, e.g. postgresql://user@host/name.  [default: SQLite, STORE/studies/NAME.SCALE.db]",
+    help="Database of the trials, e.g. postgresql://user@host/name, which needs mtp-lab[postgresql] installed.  "
+    "[default: SQLite, STORE/studies/NAME.SCALE.db]",
 )
 
 

@@ -146,11 +146,13 @@ class Search:
     def importances(self) -> list[dict[str, float]]:
         """How much of the variation of scores each field accounts for (PED-ANOVA), by arm; empty where too few say."""
         found: list[dict[str, float]] = []
-        for search in self.searches:
-            try:
-                found.append(optuna.importance.get_param_importances(search))
-            except (ValueError, RuntimeError):
-                found.append({})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            for search in self.searches:
+                try:
+                    found.append(optuna.importance.get_param_importances(search))
+                except (ValueError, RuntimeError, UserWarning):
+                    found.append({})
         return found
 
 

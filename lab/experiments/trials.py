@@ -184,10 +184,11 @@ class _Worker:
         trial.set_user_attr("identities", [each.identity for each in experiments])
         results = []
         for place, experiment in enumerate(experiments):
-            judge = _Judge(trial, experiment) if place == 0 else None
-            result = self.kept.get(experiment.identity) or self.run(experiment, name, judge or (lambda _: False))
+            judge = _Judge(trial, experiment, prunes=place == 0)
+            result = self.kept.get(experiment.identity) or self.run(experiment, name, judge)
             if result is None:
-                raise (judge and judge.verdict) or _Stopped
+                raise judge.verdict or _Stopped
+            judge(result.get("curve", []))  # of a run that was done before
             results.append(result)
         scores, examples = zip(*map(validation_score, experiments, results), strict=True)
         trial.set_user_attr("scores", scores)
@@ -212,17 +213,21 @@ class _Worker:
 
 
 class _Judge:
-    """Reports a run's learning curve, and stops the run when its trial is to be pruned, or was taken for dead."""
+    """Reports a run's learning curve, and stops the run when its trial is to be pruned, or was taken for dead.
 
-    def __init__(self, trial: optuna.Trial, experiment: Experiment) -> None:
+    A run that does not prune is not reported.
+    """
+
+    def __init__(self, trial: optuna.Trial, experiment: Experiment, prunes: bool) -> None:
         self.trial = trial
+        self.prunes = prunes
         self.steps = experiment.train.steps
         self.measure = f"validation/{experiment.task.build().choice}"
         self.told = 0
         self.verdict: Exception | None = None
 
     def __call__(self, curve: list[Row]) -> bool:
-        news = [row for row in curve[self.told :] if row["step"] < self.steps]
+        news = [row for row in curve[self.told :] if self.prunes and row["step"] < self.steps]
         self.told = len(curve)
         try:
             for row in news:
