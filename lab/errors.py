@@ -7,3 +7,7 @@ class BadInput(Exception):
 
 class Failure(Exception):
     """What was asked could not be done, though the asking was right. Exit status 1."""
+
+
+class Missing(Failure):
+    """A result that is asked for has not been made yet."""

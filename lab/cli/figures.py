@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from lab.cli.console import as_json, print_json, store_option
+from lab.cli.console import as_json, print_json, say, store_option
 
 
 @click.command()
@@ -23,12 +23,20 @@ from lab.cli.console import as_json, print_json, store_option
 def figures(names: tuple[str, ...], sweep: str | None, scale: str, output: Path, store: Path, as_json: bool) -> None:
     """Draw the figures NAMES, or all of them, from stored results.
 
-    A figure is a script under figures/. Results are looked for in the store and among the committed results/; a missing
-    one is an error that names the command that fills it.
+    A figure is a script under figures/. Results are looked for in the store and among the committed results/. One that
+    is missing is an error, which names the command that fills it; of all figures, those are left out, and said to be.
     """
+    from lab.errors import Missing
     from lab.report import figures as report
 
-    written = [path for name in names or report.names() for path in report.draw(name, sweep, scale, store, output)]
+    written = []
+    for name in names or report.names():
+        try:
+            written += report.draw(name, sweep, scale, store, output)
+        except Missing as error:
+            if names:
+                raise
+            say(f"{name}: left out: {error}")
     if as_json:
         print_json([str(path) for path in written])
     else:

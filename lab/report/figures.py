@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from lab.config import did_you_mean
-from lab.errors import BadInput, Failure
+from lab.errors import BadInput, Failure, Missing
 from lab.experiments.store import Result
 from lab.experiments.study import load_study
 from lab.experiments.sweep import Cell, Sweep, load_sweep, states
@@ -73,27 +73,27 @@ def measured(table: str, scale: str, command: str) -> dict[str, Any]:
     """What a command of `lab bench` printed on a kind of machine, from results/.
 
     Raises:
-        Failure: it is not there; names the command that fills it.
+        Missing: it is not there; names the command that fills it.
     """
     path = home() / "results" / f"{table}.{scale}.json"
     try:
         return json.loads(path.read_text().splitlines()[-1])  # type: ignore[no-any-return]
     except (OSError, ValueError, IndexError):
         where = f"results/{path.name}"
-        raise Failure(f"{where} is missing or no table; fill it with: {command} --json > {where}") from None
+        raise Missing(f"{where} is missing or no table; fill it with: {command} --json > {where}") from None
 
 
 def complete(sweep: Sweep, store: Path) -> list[tuple[Cell, Result]]:
     """All of a sweep's results.
 
     Raises:
-        Failure: some are missing; names the command that fills them.
+        Missing: some are missing; names the command that fills them.
     """
     found = states(sweep, store)
     missing = [cell for cell, state in zip(sweep.cells, found, strict=True) if state.result is None]
     if missing:
         first = ", ".join(f"{axis}={value}" for axis, value in missing[0].axes.items())
-        raise Failure(
+        raise Missing(
             f"{sweep.path}, scale {sweep.scale}: {len(missing)} of {len(found)} results are missing (first: {first}); "
             f"fill them with: {sweep.command(store)}"
         )

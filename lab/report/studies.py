@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lab.errors import BadInput, Failure
+from lab.errors import BadInput, Failure, Missing
 from lab.experiments.search import Search, default_url
 from lab.experiments.store import read_json_lines, write_text
 from lab.experiments.study import Arm, Study
@@ -67,14 +67,14 @@ def trials(study: Study, store: Path, storage: str | None = None) -> tuple[list[
 
     Raises:
         BadInput: the database cannot be opened, or the trials are of another study of this name.
-        Failure: there are none.
+        Missing: there are none.
     """
     try:
         search = Search(study, storage or default_url(study, store), begin=False)
     except Failure:
         kept = kept_path(study)
         if storage or not kept.exists():
-            raise Failure(
+            raise Missing(
                 f"{study.path}, scale {study.scale}: no trial yet; begin with: {study.command(store, storage)}"
             ) from None
         return _read(study, kept), None
@@ -86,12 +86,12 @@ def complete(study: Study, store: Path) -> list[Row]:
 
     Raises:
         BadInput: as of `trials`.
-        Failure: some are not finished; names the command that finishes them.
+        Missing: some are not finished; names the command that finishes them.
     """
     rows, _ = trials(study, store)
     missing = len(study.arms) * study.trials - sum(row["state"] not in ("running", "waiting") for row in rows)
     if missing:
-        raise Failure(
+        raise Missing(
             f"{study.path}, scale {study.scale}: {missing} of {len(study.arms) * study.trials} trials are missing; "
             f"fill them with: {study.command(store)}"
         )
