@@ -86,11 +86,11 @@ def execute(
             split: task.examples(split, np.arange(task.size(split) or 0), 0) for split in held_out
         }
         asked = questions(sets)
-        n, workers = experiment.objective.n, experiment.execution.data_workers
+        model = build_model(experiment.model, experiment.objective, len(task.vocabulary), experiment.seed)
+        n, workers = model.objective.n, experiment.execution.data_workers  # a control's own n may be another's heads
         data = StepsDataModule(task, experiment.train, n, experiment.seed, asked, workers)
 
         # Training, from the last checkpoint if there is one (it is loaded in `fit`, over any other weights).
-        model = build_model(experiment.model, experiment.objective, len(task.vocabulary), experiment.seed)
         source = find_run(experiment.init_from, store) if experiment.init_from else None
         inherited = inherit(model, final_weights(source)) if source else None
         order = chosen_order(experiment, model)
