@@ -212,14 +212,14 @@ class Trainer(NamedTuple):
     precision: Literal["fp32", "bf16"]
 
     def step(self, batch: Batch, order: Order) -> None:
-        """One step as in Lightning's loop, where the last step's gradients live until the forward pass is over."""
+        """One step as a run takes it."""
         model, device = self.model, batch.tokens.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
             loss = losses(model.objective, model.decoder, batch, model.config.head_weights(done=0), order).total
-        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 def step_times(

@@ -92,6 +92,11 @@ class LearningModule(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, train))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """A step, after which no gradients are kept: Lightning would hold them through the next forward pass."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
+
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """Clip the gradient's norm, and record it: a sum over n heads meets the clip norm n times sooner."""
         clip = self.train_settings.clip
