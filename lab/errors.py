@@ -11,3 +11,14 @@ class Failure(Exception):
 
 class Missing(Failure):
     """A result that is asked for has not been made yet."""
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong, in one line: what is not one of the lab's own errors is named."""
+    if isinstance(error, BadInput | Failure):
+        said = str(error)
+    elif isinstance(error, OSError) and error.filename:
+        said = f"{error.filename}: {error.strerror}"
+    else:
+        said = f"{type(error).__name__}: {error}"
+    return " ".join(said.split())

@@ -1,12 +1,18 @@
 """What tests share: one torch thread, and the smallest experiment that is still one."""
 
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from lab.experiments.experiment import Experiment, experiment_from, override, parse_override
+from lab.experiments.store import RunDirectory, read_json_lines
 
 TINY: dict[str, Any] = {
     "task": {
@@ -46,3 +52,36 @@ def tiny(*overrides: str) -> Experiment:
     for text in overrides:
         mapping = override(mapping, *parse_override(text))
     return experiment_from(mapping, "tiny")
+
+
+TIMES = {"seconds", "tokens_per_second", "evaluation_seconds", "peak_memory_bytes", "hardware", "finished", "commit"}
+
+
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in TIMES}
+
+
+def same_end(one: RunDirectory, other: RunDirectory) -> None:
+    """Both runs ended bit for bit alike, time, memory and host fields aside: metrics, weights, curve, scores."""
+    rows, others = (read_json_lines(each.metrics) for each in (one, other))
+    assert list(map(without_times, rows)) == list(map(without_times, others))
+    names = sorted(path.name for path in one.weights.iterdir())
+    assert names == sorted(path.name for path in other.weights.iterdir())
+    for name in names:
+        weights, theirs = (load_file(each.weights / name) for each in (one, other))
+        assert weights.keys() == theirs.keys()
+        assert all(torch.equal(weights[key], theirs[key]) for key in weights)
+    assert without_times(one.read_result() or {}) == without_times(other.read_result() or {})
+
+
+@contextmanager
+def held(directory: RunDirectory) -> Iterator[None]:
+    """Inside, another process holds the run."""
+    directory.path.mkdir(parents=True)
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", hold, str(directory.path / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        yield
+        other.kill()

@@ -24,8 +24,7 @@ from lab.experiments.sweep import load_sweep, runs, states
 from lab.learning.data import Steps, questions
 from lab.objectives import LanguageModel, build_model
 from lab.objectives.cost import instantiate
-from tests.conftest import TINY, tiny
-from tests.test_run import same_end
+from tests.conftest import TINY, held, same_end, tiny
 
 SHORT = ("train.steps=12", "evaluation.every=6")
 SOURCES = {n: tiny(f"objective.n={n}", *SHORT) for n in (1, 3)}  # of 4 layers: a trunk of 3, and one of 1
@@ -409,7 +408,7 @@ def test_what_waits_for_a_source_in_vain_is_left_and_the_others_go_on(tmp_path: 
     axes = {"init_from": ["bad", "busy", "sound"], "train.lr": [1e-3, 1e-4]}
     path, store = sweep_file(tmp_path, axes=axes, sources=sources), tmp_path / "store"
     sweep = load_sweep(path, "cpu")
-    with RunDirectory(store, sweep.sources[1].experiment).claimed():
+    with held(RunDirectory(store, sweep.sources[1].experiment)):
         ran = lab("sweep", "run", path, "--workers", 2, "--store", store, "--json")
     assert isinstance(ran.exception, Failure)
     assert counted(ran) == {"runs": 9, "done": 3, "failed": 1, "busy": 1, "waiting": 4}

@@ -26,10 +26,9 @@ from lab.objectives import build_model
 from lab.objectives.backward import Losses, losses
 from lab.objectives.base import Batch
 from lab.objectives.causal import Causal
-from tests.conftest import tiny
+from tests.conftest import same_end, tiny, without_times
 from tests.processes import CASES, PROCESSES, experiment_of, train
 from tests.test_objectives import random_batch
-from tests.test_run import same_end, without_times
 
 TOLERANCE = 3e-6
 """Of weights after five steps, which move them by some thousandths: 4e-7 measured."""

@@ -19,26 +19,7 @@ from lab.experiments.run import execute
 from lab.experiments.store import Busy, RunDirectory, read_json_lines
 from lab.learning.progress import Progress
 from lab.objectives import build_model
-from tests.conftest import tiny
-
-TIMES = {"seconds", "tokens_per_second", "evaluation_seconds", "peak_memory_bytes", "hardware", "finished", "commit"}
-
-
-def without_times(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in TIMES}
-
-
-def same_end(one: RunDirectory, other: RunDirectory) -> None:
-    """Both runs ended bit for bit alike, time, memory and host fields aside: metrics, weights, curve, scores."""
-    rows, others = (read_json_lines(each.metrics) for each in (one, other))
-    assert list(map(without_times, rows)) == list(map(without_times, others))
-    names = sorted(path.name for path in one.weights.iterdir())
-    assert names == sorted(path.name for path in other.weights.iterdir())
-    for name in names:
-        weights, theirs = (load_file(each.weights / name) for each in (one, other))
-        assert weights.keys() == theirs.keys()
-        assert all(torch.equal(weights[key], theirs[key]) for key in weights)
-    assert without_times(one.read_result() or {}) == without_times(other.read_result() or {})
+from tests.conftest import held, same_end, tiny, without_times
 
 
 def test_what_a_run_leaves(tmp_path: Path) -> None:
@@ -187,8 +168,9 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
 
 def test_two_processes_never_work_on_one_run(tmp_path: Path) -> None:
     experiment = tiny()
-    with RunDirectory(tmp_path, experiment).claimed(), pytest.raises(Busy, match="another process"):
+    with held(RunDirectory(tmp_path, experiment)), pytest.raises(Busy, match="another process"):
         execute(experiment, tmp_path)
+    assert execute(experiment, tmp_path), "it is free again at once"
 
 
 def test_a_run_that_diverges_is_recorded_and_can_be_tried_again(tmp_path: Path) -> None:

@@ -2,11 +2,7 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +16,11 @@ from scipy import stats
 from lab.cli.main import cli
 from lab.errors import BadInput, Failure
 from lab.experiments import store as stores
+from lab.experiments import workers
 from lab.experiments.store import RunDirectory, keep_results, kept_results
 from lab.experiments.sweep import load_sweep, states
 from lab.home import home
+from lab.learning.progress import Progress
 from lab.report.tables import interval, paired_differences, score_tables, summarise, tidy
 from tests.conftest import TINY
 
@@ -114,7 +112,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     assert ran.exit_code == 0, ran.output
     assert json.loads(ran.stdout.splitlines()[-1]) == {
         **{"sweep": path, "scale": "cpu", "runs": 4, "done": 4},
-        **{"failed": 0, "stopped": 0, "lost": 0, "busy": 0, "waiting": 0},
+        **{"failed": 0, "stopped": 0, "busy": 0, "waiting": 0},
     }
     return path, store
 
@@ -157,26 +155,25 @@ def test_a_failed_run_does_not_stop_the_others_and_is_retried_on_request(tmp_pat
     assert "1 to do" in lab("sweep", "run", path, "--store", store, "--retry").stderr
 
 
-def test_a_worker_that_is_killed_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
-    changes = {"baseline": {**TINY, "train": {**TINY["train"], "steps": 1500}}, "axes": {"seed": [0]}}
-    path, store = sweep_file(tmp_path, **changes), tmp_path / "store"
-    command = [sys.executable, "-m", "lab", "sweep", "run", path, "--store", str(store)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    directory = RunDirectory(store, load_sweep(path, "cpu").cells[0].experiment)
-    deadline = time.monotonic() + 120
-    while directory.last_step() < 30 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [int(each) for each in children if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()]
-    for worker in workers:
-        os.kill(worker, signal.SIGKILL)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 1
-    assert "lost" in said
-    assert "was killed" in said.splitlines()[-1]
-    assert "Traceback" not in said
-    (state,) = states(load_sweep(path, "cpu"), store)
-    assert state.name == "started"
+def test_a_run_whose_processes_die_again_and_again_is_given_up_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "LIVES", 2)
+    bad, good = (cell.experiment for cell in load_sweep(sweep_file(tmp_path), "cpu").cells[:2])
+    killed: set[int | None] = set()
+
+    def listen(identity: str, progress: Progress) -> None:
+        (process,) = multiprocessing.active_children()
+        if identity == bad.identity and process.pid not in killed:
+            killed.add(process.pid)
+            process.kill()
+
+    outcomes = list(workers.carry_out([bad, good], tmp_path, 1, math.inf, listen))
+    assert len(killed) == 2
+    assert [outcome.state for outcome in outcomes] == ["failed", "done"]
+    reason = "2 processes died over it in a row, the last killed by signal 9; for want of memory perhaps"
+    assert outcomes[0].reason == RunDirectory(tmp_path, bad).read_failure() == reason
+    assert not multiprocessing.active_children()
 
 
 def test_axes_whose_values_are_lists_or_mappings_stay_apart(tmp_path: Path) -> None:

@@ -27,8 +27,7 @@ from lab.objectives.parallel import Parallel
 from lab.objectives.reweighted import Reweighted
 from lab.objectives.shallow import Shallow
 from lab.objectives.weights import Auxiliary, Balanced, Curriculum, Geometric, HeadWeights, Listed
-from tests.conftest import tiny
-from tests.test_run import same_end
+from tests.conftest import same_end, tiny
 
 BELOW_ONE = 1 - 2**-53
 """The largest share of training that is not all of it."""

@@ -158,7 +158,7 @@ def estimate(model: LanguageModel, tokens: int, context: int, order: Order) -> i
       trunk's and one head's, since heads are done with one by one.
     - With `joint` each head's log-probabilities and two more of their size in the softmax's backward pass; else three
       for one head or chunk.
-    - But with `joint`, the gradients of the heads' parameters; where those of heads or chunks are added up, as many more
+    - But with `joint`, the gradients of the heads' parameters, and where those of heads or chunks are added up, as many
       of the unembedding as were found to be there. All others are made later, while activations go.
     - Of the heads a few widths: 2 each with `joint`, 5 in all else.
 

@@ -59,9 +59,16 @@ def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bo
             total = shown.add_task(loaded.name, total=len(found), completed=ends["done"], about="runs")
             lines: dict[str, TaskID] = {}
 
+            def count() -> None:
+                counts = {"running": len(lines), **{state: ends[state] for state in ("failed", "busy")}}
+                counts["waiting"] = len(found) - ends.total() - len(lines)
+                told = [f"{number} {state}" for state, number in counts.items() if number]
+                shown.update(total, completed=ends["done"], about=" · ".join(["runs", *told]))
+
             def listen(identity: str, progress: "Progress") -> None:
                 if identity not in lines:
                     lines[identity] = shown.add_task(names[identity], total=progress.steps, about="")
+                    count()
                 shown.update(lines[identity], completed=progress.step, about=about(progress))
 
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: runs stop at a checkpoint
@@ -71,20 +78,18 @@ def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bo
                 name = names[outcome.experiment.identity]
                 if outcome.experiment.identity in lines:
                     shown.remove_task(lines.pop(outcome.experiment.identity))
-                shown.update(total, completed=ends["done"])
+                count()
                 if outcome.state != "stopped":
                     minutes = (time.monotonic() - started) / 60
                     line = f"{minutes:5.1f} min  {outcome.state}  {name}  {outcome.reason}"
                     shown.console.print(line, highlight=False, markup=False, soft_wrap=True)
     if as_json:
-        counts = {state: ends[state] for state in ("done", "failed", "stopped", "lost", "busy", "waiting")}
+        counts = {state: ends[state] for state in ("done", "failed", "stopped", "busy", "waiting")}
         print_json({"sweep": path, "scale": scale, "runs": len(found), **counts})
     left = len(found) - ends["done"]
     say(f"{ends['done']} of {len(found)} runs done" + (f"; go on with: {loaded.command(store)}" if left else ""))
     if not left and not as_json:
         click.get_current_context().invoke(show, path=path, scale=scale, store=store)
-    if ends["lost"]:
-        raise Failure("a worker process was killed, for want of memory perhaps; the same command goes on")
     if ends["failed"]:
         raise Failure(
             f"{ends['failed']} runs failed; see lab sweep status {path} --scale {scale}, run again with --retry"

@@ -1,7 +1,6 @@
 """One training run, from experiment to result, top to bottom."""
 
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from lab.experiments import provenance
 from lab.experiments.experiment import Experiment
 from lab.experiments.inheritance import final_weights, inherit, met
 from lab.experiments.store import Result, RunDirectory, find_run, write_json
+from lab.files import whole
 from lab.learning.callbacks import Checkpoint, JsonLines, Record, Validate
 from lab.learning.data import StepsDataModule, by_set, questions
 from lab.learning.evaluation import evaluate
@@ -231,9 +231,8 @@ def saved_step(checkpoint: Path) -> int:
 def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     """Write weights whole or not at all."""
     path.parent.mkdir(exist_ok=True)
-    fresh = path.with_suffix(".new")
-    save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, fresh)
-    os.replace(fresh, path)
+    with whole(path) as fresh:
+        save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, fresh)
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -6,17 +6,17 @@ complete or absent: each is written beside its place and moved there.
 
 import fcntl
 import json
-import os
 import re
 import shutil
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lab.errors import BadInput, Failure
+from lab.errors import BadInput, Failure, one_line
 from lab.experiments.experiment import Experiment, dump_yaml, load_experiment
+from lab.files import whole
 from lab.home import home
 
 Result = dict[str, Any]
@@ -43,7 +43,7 @@ class RunDirectory:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the run, so that no other process works on it; a killed holder lets go.
+        """Hold the run, so that no other process works on it; a killed holder lets go at once.
 
         Whatever fails inside is left in failure.json.
 
@@ -59,12 +59,13 @@ class RunDirectory:
             raise Failure(f"{self.path}: cannot be written: {error.strerror}") from None
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                # The process's own: unlike flock's, not shared with its data workers, who may outlive it by seconds.
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
                 raise Busy(f"{self.path}: another process works on this run") from None
-            if not self.config.exists():
-                write_text(self.config, dump_yaml(self.experiment))
             try:
+                if not self.config.exists():
+                    write_text(self.config, dump_yaml(self.experiment))
                 self.failure.unlink(missing_ok=True)
                 yield
             except BadInput:
@@ -72,9 +73,9 @@ class RunDirectory:
                     shutil.rmtree(self.path)
                 raise
             except Exception as error:
-                reason = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
-                reason = " ".join(reason.split())
-                write_json(self.failure, {"reason": reason, "traceback": traceback.format_exc()})
+                reason = one_line(error)
+                with suppress(OSError):  # a disk that is full, or a store that vanished, keeps no record either
+                    write_json(self.failure, {"reason": reason, "traceback": traceback.format_exc()})
                 raise Failure(f"{self.path}: {reason}") from error
 
     def read_result(self) -> Result | None:
@@ -135,13 +136,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash."""
-    fresh = path.with_name(path.name + ".new")
-    with fresh.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
+    """Write a file whole or not at all."""
+    with whole(path) as fresh:
+        fresh.write_text(text)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -16,13 +16,14 @@ from optuna.exceptions import OptunaError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from lab.errors import BadInput, Failure
+from lab.errors import one_line
 from lab.experiments import search as searches
 from lab.experiments.experiment import Experiment
 from lab.experiments.provenance import cores
 from lab.experiments.search import Search, put_back, suggest
 from lab.experiments.store import Busy, Result, kept_results
 from lab.experiments.study import Arm, Study
+from lab.experiments.workers import undisturbed
 from lab.learning.progress import Progress
 from lab.tasks.base import Row
 
@@ -68,14 +69,11 @@ def carry_out(study: Study, url: str, store: Path, workers: int, deadline: float
                         Search(study, url, begin=False).count_from_now()
                         yield News("", "lost", "a worker process was killed")
     finally:
-        # An impatient second Ctrl-C must not leave half of this undone: the runs are at their checkpoints in a moment.
-        heard = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-        for connection in processes:
-            connection.close()
-        for process in processes.values():
-            process.join()
-        for number, handler in heard.items():
-            signal.signal(number, handler)
+        with undisturbed():
+            for connection in processes:
+                connection.close()
+            for process in processes.values():
+                process.join()
 
 
 def _work(
@@ -88,7 +86,7 @@ def _work(
         try:
             _Worker(connection, Search(study, url, begin=False), store, threads, deadline).work()
         except Exception as error:  # the database's, whatever it is
-            connection.send(News("", "lost", " ".join(f"{type(error).__name__}: {error}".split())))
+            connection.send(News("", "lost", one_line(error)))
 
 
 class _Stopped(Exception):
@@ -159,8 +157,7 @@ class _Worker:
             except (OptunaError, SQLAlchemyError):
                 raise
             except Exception as error:  # one trial's, whatever it is; the others go on
-                plain = isinstance(error, BadInput | Failure)
-                reason = " ".join((str(error) if plain else f"{type(error).__name__}: {error}").split())
+                reason = one_line(error)
                 trial.set_user_attr("reason", reason)
                 self.tell(News(name, "failed", reason))
                 raise _Failed from error

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from lightning.pytorch.loggers.logger import Logger
 
 from lab.errors import Failure
+from lab.files import whole
 from lab.learning.data import by_set, select
 from lab.learning.evaluation import evaluate, head_losses
 from lab.learning.module import LearningModule, rate
@@ -43,9 +43,8 @@ class JsonLines(Logger):
                     kept.append(line + "\n")
             except (ValueError, TypeError, KeyError):
                 break
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text("".join(kept))
-        os.replace(fresh, self.path)
+        with whole(self.path) as fresh:
+            fresh.write_text("".join(kept))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append a row; numbers that are not finite are null."""
@@ -181,6 +180,5 @@ class Checkpoint(L.Callback):
         if stopping:
             trainer.should_stop = True
         if stopping or trainer.global_step % self.every == 0:
-            fresh = self.path.with_suffix(".new")
-            trainer.save_checkpoint(fresh)
-            os.replace(fresh, self.path)
+            with whole(self.path) as fresh:
+                trainer.save_checkpoint(fresh)

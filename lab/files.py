@@ -1,0 +1,28 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write a file to; when the block ends it is moved to `path`, or removed if that failed.
+
+    What is at `path` is the old content or the new one, also after a crash of the machine.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    fresh = path.with_name(path.name + ".new")
+    try:
+        yield fresh
+        with fresh.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
