@@ -199,7 +199,7 @@ def test_a_layer_is_what_loops_compute(documents: list[int]) -> None:
     x = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     angles = torch.arange(6.0, dtype=torch.float64)[:, None] * 10_000.0 ** -torch.tensor([0.0, 0.5]).double()
     marks = torch.tensor(documents)
-    mask = None if max(documents) == 0 else (marks[:, None] == marks).tril()[None, None]
+    mask = None if max(documents) == 0 else (marks[:, None] == marks).tril()[None, None].double().log()
     result = block(x, Context(torch.polar(torch.ones_like(angles), angles)[:, None], mask))
     expected = naive_block(arrays(block), list(x[0].numpy()), documents, heads=2)
     np.testing.assert_allclose(result[0].detach().numpy(), expected, rtol=1e-12, atol=1e-12)

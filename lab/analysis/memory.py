@@ -17,6 +17,7 @@ import torch
 from torch.autograd.profiler import profile, record_function
 
 from lab.analysis.speed import Setting, Trainer
+from lab.models import kernels
 from lab.models.decoder import Block, inner_width
 from lab.models.sizes import Model
 from lab.objectives import LanguageModel
@@ -151,11 +152,12 @@ def bound(setting: Setting, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | 
 
 
 def estimate(model: LanguageModel, tokens: int, context: int, order: Order) -> int:
-    """Bytes of the net peak of a training step in float32, by what is known to be there at once.
+    """Bytes of the net peak of a training step in float32 on a CPU, by what is known to be there at once.
 
-    - Of every layer what it keeps until its backward pass: for a position 12 widths (the inputs and outputs of norms
-      and products), 4 inner widths, and its row of the mask. With `joint` or chained heads that is all layers, else the
-      trunk's and one head's, since heads are done with one by one.
+    - Of every layer what its kernels (`lab.models.kernels`) keep until its backward pass: for a position 8 widths (the
+      inputs and outputs of norms and products), 4 inner widths, and its attention's probabilities, or 3 widths in rows
+      that are too long for that; and the mask, once. With `joint` or chained heads that is all layers, else the trunk's and one head's, since heads are
+      done with one by one.
     - With `joint` each head's log-probabilities and two more of their size in the softmax's backward pass; else three
       for one head or chunk.
     - But with `joint`, the gradients of the heads' parameters, and where those of heads or chunks are added up, as many
@@ -169,7 +171,9 @@ def estimate(model: LanguageModel, tokens: int, context: int, order: Order) -> i
     together = order == "joint" or objective.chained
     kept = layers[0] + (layers[1] if together else math.ceil(layers[1] / objective.n))
     width, in_heads = unembedding.shape[1], 2 * objective.n if order == "joint" else 5
-    activations = 4 * tokens * (kept * (12 * width + 4 * inner_width(width) + context) + in_heads * width)
+    probabilities = width // model.decoder.head_width * kernels.keys_kept(context)
+    layer = (8 if probabilities else 11) * width + 4 * inner_width(width) + probabilities
+    activations = round(4 * tokens * (kept * layer + context + in_heads * width))
     logits = 4 * tokens * unembedding.shape[0]
     if order == "joint":
         return activations + (objective.n + 2) * logits

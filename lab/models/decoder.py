@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lab.models import kernels
 from lab.models.sizes import Model
 
 
@@ -43,7 +44,19 @@ class Context(NamedTuple):
     rotary: Tensor
     """complex64 [T, 1, K/2]."""
     mask: Tensor | None
-    """bool [B, 1, T, T], true where a query (third axis) may look at a key (last axis); None for plain causal."""
+    """[B, 1, T, T], 0 where a query (third axis) may look at a key (last axis), else -inf; None for plain causal."""
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x²) + 1e-5), times a weight (arXiv 1910.07467)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-5)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        if kernels.serve(x_BTD):
+            return kernels.rms_norm(x_BTD, self.weight, 1e-5)
+        return super().forward(x_BTD)
 
 
 class Attention(nn.Module):
@@ -56,7 +69,10 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        heads = self.inputs(x_BTD).unflatten(-1, (3 * self.heads, -1))
+        inputs = self.inputs(x_BTD)
+        if kernels.serve(inputs) and inputs.shape[1] <= kernels.LONGEST:
+            return self.output(kernels.attend(inputs, context.rotary, context.mask, self.heads))  # type: ignore[no-any-return]
+        heads = inputs.unflatten(-1, (3 * self.heads, -1))
         qk, v_BTHK = heads.split((2 * self.heads, self.heads), dim=2)
         q_BTHK, k_BTHK = rotate(qk, context.rotary).chunk(2, dim=2)
         q, k, v = q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHK.transpose(1, 2)
@@ -73,7 +89,10 @@ class FeedForward(nn.Module):
         self.output = nn.Linear(inner_width(width), width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate, value = self.inputs(x_BTD).chunk(2, dim=-1)
+        inputs = self.inputs(x_BTD)
+        if kernels.serve(inputs):
+            return self.output(kernels.swiglu(inputs))  # type: ignore[no-any-return]
+        gate, value = inputs.chunk(2, dim=-1)
         return self.output(F.silu(gate) * value)  # type: ignore[no-any-return]
 
 
@@ -83,9 +102,9 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.recomputed = False  # whether the backward pass computes the layer again, from its input
-        self.attention_norm = nn.RMSNorm(width, eps=1e-5)
+        self.attention_norm = RMSNorm(width)
         self.attention = Attention(width, heads)
-        self.feedforward_norm = nn.RMSNorm(width, eps=1e-5)
+        self.feedforward_norm = RMSNorm(width)
         self.feedforward = FeedForward(width)
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
@@ -107,7 +126,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(vocabulary, width)
         self.head_width, self.rotary_base = width // heads, model.rotary_base
         self.trunk = nn.ModuleList(Block(width, heads) for _ in range(trunk_layers))
-        self.norm = nn.RMSNorm(width, eps=1e-5)
+        self.norm = RMSNorm(width)
         self.unembedding = nn.Linear(width, vocabulary, bias=False)
 
     def context(self, tokens_BT: Tensor, documents_BT: Tensor | None) -> Context:
@@ -120,7 +139,9 @@ class Decoder(nn.Module):
         """
         mask = None
         if documents_BT is not None:
-            mask = (documents_BT[:, :, None] == documents_BT[:, None, :]).tril()[:, None]
+            seen = (documents_BT[:, :, None] == documents_BT[:, None, :]).tril()[:, None]
+            mask = torch.zeros(seen.shape, dtype=self.embedding.weight.dtype, device=seen.device)
+            mask.masked_fill_(~seen, -torch.inf)
         rotations = rotary(tokens_BT.shape[1], self.head_width, self.rotary_base, tokens_BT.device)
         return Context(rotations, mask)
 

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lab.models.decoder import Context, Decoder
+from lab.models.decoder import Context, Decoder, RMSNorm
 from lab.models.sizes import Model
 from lab.objectives.heads import Heads, LayerHeads, blocks
 
@@ -42,8 +42,8 @@ class Join(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.latent_norm = nn.RMSNorm(width, eps=1e-5)
-        self.token_norm = nn.RMSNorm(width, eps=1e-5)
+        self.latent_norm = RMSNorm(width)
+        self.token_norm = RMSNorm(width)
         # Not named `output`: it starts a residual stream and adds to none, so its initial weights are not scaled down.
         self.projection = nn.Linear(2 * width, width, bias=False)
 
