@@ -156,8 +156,8 @@ def estimate(model: LanguageModel, tokens: int, context: int, order: Order) -> i
 
     - Of every layer what its kernels (`lab.models.kernels`) keep until its backward pass: for a position 8 widths (the
       inputs and outputs of norms and products), 4 inner widths, and its attention's probabilities, or 3 widths in rows
-      that are too long for that; and the mask, once. With `joint` or chained heads that is all layers, else the trunk's and one head's, since heads are
-      done with one by one.
+      that are too long for that; and the mask, once. With `joint` or chained heads that is all layers, else the
+      trunk's and one head's, since heads are done with one by one.
     - With `joint` each head's log-probabilities and two more of their size in the softmax's backward pass; else three
       for one head or chunk.
     - But with `joint`, the gradients of the heads' parameters, and where those of heads or chunks are added up, as many
