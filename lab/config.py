@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, get_args
@@ -50,8 +51,6 @@ def validated(config: type[ConfigT], mapping: dict[str, Any]) -> ConfigT:
     try:
         # JSON mode is as strict about types, yet takes a list where a tuple is meant, as YAML has to write it.
         return config.model_validate_json(json.dumps(mapping))
-    except TypeError as error:
-        raise BadInput(f"only text, numbers, booleans, lists and mappings can be configured: {error}") from None
     except ValidationError as error:
         # Of several errors an unknown field says most: it may be why another is missing.
         first = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
@@ -131,7 +130,9 @@ def _one_line(config: type[Config], mapping: dict[str, Any], error: ErrorDetails
         name = value["name"]
         return f"{field}: '{name}' is not allowed: should be one of {', '.join(tags)}{did_you_mean(name, tags)}"
     if kind == "value_error" and structured:  # a check across fields, which names them itself
-        return f"{field}: {context['error']}".removeprefix(": ")
+        said = str(context["error"])
+        joint = "." if re.match(r"[\w.]+: ", said) else ": "
+        return f"{field}{joint}{said}" if field else said
     allowed = str(context["error"]) if kind == "value_error" else error["msg"].removeprefix("Input ")
     allowed = allowed.replace("valid array", "list").replace("an object", "a mapping")
     for words_of_pydantic in ("Dictionary ", "List ", "Tuple ", "String "):

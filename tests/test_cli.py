@@ -12,7 +12,7 @@ import sympy
 from click import Command, Group
 from click.testing import CliRunner
 
-from lab.cli.main import cli, main
+from lab.cli.main import cli
 from lab.home import home
 
 POLYNOMIALS = "datasets/polynomials.yaml"
@@ -133,62 +133,6 @@ def test_a_time_limit_stops_train_at_a_checkpoint(tiny_file: str, tmp_path: Path
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["state"] == "stopped"
     assert list(tmp_path.rglob("last.ckpt"))
-
-
-BAD = [
-    (["trian"], ["trian", "train"]),
-    (["data", "shwo"], ["shwo", "show"]),
-    (["data", "show"], ["RECIPE"]),
-    (["data", "show", "datasets/nothing.yaml"], ["datasets/nothing.yaml", "no such file", POLYNOMIALS]),
-    (["data", "show", POLYNOMIALS, "task.prime=9"], ["task.prime: 9", "prime"]),
-    (["data", "show", POLYNOMIALS, "task.primes=7"], ["task.primes", "did you mean 'prime'?"]),
-    (["data", "show", POLYNOMIALS, "nonsense"], ["nonsense", "key.sub=value"]),
-    (["data", "show", POLYNOMIALS, "--split", "tset"], ["tset", "test"]),
-    (["data", "show", POLYNOMIALS, "--operations", "7"], ["--operations", "7", "1, 2, 3, 4, 5"]),
-    (
-        ["data", "show", POLYNOMIALS, "--split", "test", "--operations", "3", "--count", "2001"],
-        ["--count: 2001", "2000"],
-    ),
-    (["data", "show", POLYNOMIALS, "--count", "0"], ["--count", "0", "1"]),
-    (["data", "show", POLYNOMIALS, "--count", "many"], ["--count", "many", "integer"]),
-    (["data", "show", POLYNOMIALS, "--split", "test", "--start", "90000"], ["90000", "20000"]),
-    (["data", "show", POLYNOMIALS, "--cuont", "3"], ["--cuont", "--count"]),
-    (["models", "--objective", "paralel"], ["--objective", "did you mean 'parallel'?"]),
-    (["models", "--vocabulary", "0"], ["--vocabulary", "0", "1"]),
-    (["train", POLYNOMIALS, "model.size=2M"], ["model.size", "2M", "'1M'"]),
-    (["train", POLYNOMIALS, "objective=parallel", "objective.n=5"], ["objective.n: 5", "5 layers", "at most 4"]),
-    (
-        ["train", POLYNOMIALS, "init_from=runs/none"],
-        ["init_from: 'runs/none'", "directory, label or identity of a run in"],
-    ),
-    (["train", POLYNOMIALS, "--time-limit", "soon"], ["--time-limit", "soon", "1h30m"]),
-    (["train", "sweeps/demo_stories.yaml"], ["sweeps/demo_stories.yaml", "unknown field"]),
-    (["sweep", "run", POLYNOMIALS], [POLYNOMIALS, "unknown field", "question"]),
-    (["sweep", "run", "sweeps/demo_stories.yaml", "--scale", "cup"], ["cup", "did you mean 'cpu'?"]),
-    (["sweep", "run", "sweeps/demo_stories.yaml", "--workers", "0"], ["--workers", "0"]),
-    (["sweep", "show", "sweeps/demo_storeis.yaml"], ["demo_storeis.yaml", "did you mean 'sweeps/demo_stories.yaml'?"]),
-    (["figures", "polynomials_by_operation"], ["did you mean 'polynomials_by_operations'?"]),
-]
-
-
-@pytest.mark.parametrize(("arguments", "parts"), BAD, ids=[" ".join(each) for each, _ in BAD])
-def test_bad_input_is_one_line_and_status_two(
-    arguments: list[str],
-    parts: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    store = ["--store", str(tmp_path / "store")] if arguments[0] in ("train", "sweep", "figures") else []
-    monkeypatch.setattr(sys, "argv", ["lab", *arguments, *store])
-    with pytest.raises(SystemExit) as left:
-        main()
-    said = capsys.readouterr().err
-    assert left.value.code == 2
-    assert len(said.strip().splitlines()) == 1
-    for part in parts:
-        assert part in said
-    assert not list(tmp_path.iterdir())
 
 
 def test_bad_input_leaves_no_traceback() -> None:

@@ -340,28 +340,6 @@ def test_a_sweep_may_compare_with_random_weights(tmp_path: Path) -> None:
     assert [cell for cell, _ in runs(sweep, tmp_path)] == list(sweep.cells)
 
 
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        ({"axes": {"init_from": ["n2"]}}, "init_from: 'n2' is no source; allowed: n1, n3"),
-        ({"axes": {"init_from": [1]}}, "init_from: '1' is no source"),
-        ({"sources": {}}, "init_from: 'n1' is no source; the sweep has no sources"),
-        ({"sources": {**SWEEP["sources"], "n1": {"init_from": "n3"}}}, "sources.n1.init_from"),
-        ({"sources": {**SWEEP["sources"], "n1": {"trian": {}}}}, "source n1: trian: unknown field"),
-        ({"sources": {**SWEEP["sources"], "n3": {"task": {"prime": 5}}}}, "task: its token 3 is '-'"),
-        ({"sources": {**SWEEP["sources"], "n3": {"model": {"width": 32}}}}, "model.width: 16"),
-        ({"source": {}}, "did you mean 'sources'"),
-    ],
-)
-def test_bad_sources_are_one_clear_line(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
-    path = sweep_file(tmp_path, **changes)
-    with pytest.raises(BadInput) as caught:
-        load_sweep(path, "cpu")
-    assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).count(path) == 1
-
-
 def test_a_sweep_runs_from_its_sources(finished: tuple[str, Path]) -> None:
     path, store = finished
     sweep = load_sweep(path, "cpu")

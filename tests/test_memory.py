@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import sys
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from lab.analysis import memory
 from lab.analysis.memory import Meter, available, bound, cells, estimate
 from lab.analysis.speed import Setting, step_times
 from lab.cli.bench import Bytes
-from lab.cli.main import cli, main
+from lab.cli.main import cli
 from lab.errors import BadInput
 from lab.home import home
 from lab.models.sizes import Model
@@ -195,34 +194,6 @@ def test_bench_train() -> None:
 def test_amounts_of_memory() -> None:
     assert Bytes().convert("512MiB", None, None) == 2**29
     assert Bytes().convert("1.5GiB", None, None) == 3 * 2**29
-
-
-BAD = [
-    (["memory", "--limit", "8GB"], ["--limit", "8GB", "8GiB"]),
-    (["memory", "--size", "2M"], ["size", "2M", "'1M'"]),
-    (["memory", "--order", "fuesd"], ["--order", "fuesd", "fused"]),
-    (["memory", "--objective", "paralel"], ["--objective", "did you mean 'parallel'?"]),
-    (["memory", "--objective", "next_token", "--n", "2"], ["n: 2", "1"]),
-    (["memory", "--tokens", "100", "--context", "64"], ["--tokens", "100", "64"]),
-    (["memory", "--size", "1M", "--n", "5"], ["--n: 5", "5 layers", "at most 4"]),
-    (["memory", "--n", "0"], ["--n", "0"]),
-    (["train", "--steps", "0"], ["--steps", "0"]),
-    (["train", "--size", "3M", "--n", "8"], ["--n: 8", "at most 3"]),
-]
-
-
-@pytest.mark.parametrize(("arguments", "parts"), BAD, ids=[" ".join(each) for each, _ in BAD])
-def test_bad_input_is_one_line_and_status_two(
-    arguments: list[str], parts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["lab", "bench", *arguments])
-    with pytest.raises(SystemExit) as left:
-        main()
-    said = capsys.readouterr().err.strip().splitlines()
-    assert left.value.code == 2
-    assert len(said) == 1
-    for part in parts:
-        assert part in said[0]
 
 
 def test_the_objective_of_a_setting_is_checked_before_anything_runs() -> None:

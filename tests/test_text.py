@@ -490,7 +490,7 @@ def bad(folder: Path, case: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("case", "said"),
     [
-        ("nothing there", "task.files: no file matches 'nothing*.txt' in "),
+        ("nothing there", "files: no file matches 'nothing*.txt' in "),
         ("ending", "tales.md' should be a file that ends in .txt or .parquet"),
         ("folder", "should be a file that ends in .txt or .parquet"),
         ("empty", "tales.txt is not allowed: it is empty"),

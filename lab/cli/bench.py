@@ -41,10 +41,10 @@ def measured_on(tokens: int) -> Callable[[Callable[..., None]], Callable[..., No
             help="Backward order; can be given several times.  [default: all]",
         ),
         click.option(
-            "--tokens", type=click.IntRange(min=1), default=tokens, show_default=True, help="Positions of a step."
+            "--tokens", type=click.IntRange(1, 2**24), default=tokens, show_default=True, help="Positions of a step."
         ),
         click.option(
-            "--context", type=click.IntRange(min=1), default=256, show_default=True, help="Positions of a row."
+            "--context", type=click.IntRange(1, 2**24), default=256, show_default=True, help="Positions of a row."
         ),
         click.option(
             "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True,
@@ -102,7 +102,7 @@ def data(count: int, as_json: bool) -> None:
 @click.argument("overrides", nargs=-1)
 @click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Steps of each layout.")
 @click.option(
-    "--threads", type=click.IntRange(min=1), default=os.cpu_count(), help="CPU threads.  [default: all cores]"
+    "--threads", type=click.IntRange(1, 1024), default=os.cpu_count(), help="CPU threads.  [default: all cores]"
 )
 @as_json
 def batches(overrides: tuple[str, ...], steps: int, threads: int, as_json: bool) -> None:
@@ -137,7 +137,7 @@ def batches(overrides: tuple[str, ...], steps: int, threads: int, as_json: bool)
     help="Heads; can be given several times.  [default: 1, 2, 4, 8]",
 )  # fmt: skip
 @click.option(
-    "--vocabulary", "vocabularies", type=click.IntRange(min=1), multiple=True, default=(256, 32_000, 128_000),
+    "--vocabulary", "vocabularies", type=click.IntRange(1, 2**24), multiple=True, default=(256, 32_000, 128_000),
     help="Tokens of the vocabulary; can be given several times.  [default: 256, 32000, 128000]",
 )  # fmt: skip
 @measured_on(tokens=4096)
@@ -200,11 +200,11 @@ def memory(
     "--n", "ns", type=click.IntRange(1, 64), multiple=True, default=(1, 2, 4),
     help="Heads; can be given several times.  [default: 1, 2, 4]",
 )  # fmt: skip
-@click.option("--vocabulary", type=click.IntRange(min=1), default=32_000, show_default=True, help="Tokens.")
+@click.option("--vocabulary", type=click.IntRange(1, 2**24), default=32_000, show_default=True, help="Tokens.")
 @measured_on(tokens=1024)
 @click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Steps of each cell.")
 @click.option(
-    "--threads", type=click.IntRange(min=1), default=os.cpu_count(), help="CPU threads.  [default: all cores]"
+    "--threads", type=click.IntRange(1, 1024), default=os.cpu_count(), help="CPU threads.  [default: all cores]"
 )
 @as_json
 def train(
@@ -272,7 +272,11 @@ def _setting(options: dict[str, Any], ns: tuple[int, ...]) -> "Setting":
     if wanted == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device: cuda is not allowed: this machine has no GPU that torch can use")
     device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-    model, precision = validated(Model, {"size": options["size"]}), "bf16" if device.type == "cuda" else "fp32"
+    precision = "bf16" if device.type == "cuda" else "fp32"
+    try:
+        model = validated(Model, {"size": options["size"]})
+    except BadInput as error:
+        raise BadInput(f"--{error}") from None
     setting = Setting(model, options["objective"], tokens, context, device, precision)  # type: ignore[arg-type]
     for n in ns:
         setting.instantiated(n, vocabulary=1)

@@ -10,7 +10,7 @@ from lab.errors import BadInput
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lab.tasks.base import Split, Task
+    from lab.tasks.base import Examples, Split, Task
 
 _SCAN = 200_000  # examples searched for a first fit before giving up on an unlimited split
 
@@ -59,21 +59,23 @@ def show(
     size = task.size(split)
     if size is not None and start >= size:
         raise BadInput(f"--start: {start} is not allowed: {split} has {size} examples, from 0 on")
+    found = list(_found(task, split, experiment.seed, start, count, wanted))  # all, before anything is shown
     if not as_json:
         few = task.vocabulary if len(task.vocabulary) <= _FEW else (*task.vocabulary[:_FEW], "…")
         click.echo(f"{len(task.vocabulary)} tokens: {' '.join(few)}")
         click.echo(f"{split}: {size or 'unlimited'} examples of at most {task.longest(split)} tokens")
-    for index, record in _records(task, split, experiment.seed, start, count, wanted):
+    for index, examples, row in found:
+        record = task.record(examples, row)
         if as_json:
             print_json(record)
         else:
             click.echo(f"{index:>8}  {record['text']}")
 
 
-def _records(
+def _found(
     task: "Task", split: "Split", seed: int, start: int, count: int | None, wanted: dict[str, Any]
-) -> "Iterator[tuple[int, dict[str, Any]]]":
-    """Examples whose slices are as wanted, with their indices."""
+) -> "Iterator[tuple[int, Examples, int]]":
+    """Examples whose slices are as wanted: their indices, and in which rows they are of what."""
     import numpy as np
 
     size = task.size(split)
@@ -90,7 +92,7 @@ def _records(
             met[name].update(examples.slices[name].tolist())
             fits &= examples.slices[name] == value
         for row in np.flatnonzero(fits):
-            yield int(indices[row]), task.record(examples, int(row))
+            yield int(indices[row]), examples, int(row)
             shown += 1
             if shown == (count or 10):
                 return

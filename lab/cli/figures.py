@@ -29,6 +29,8 @@ def figures(names: tuple[str, ...], sweep: str | None, scale: str, output: Path,
     from lab.errors import Missing
     from lab.report import figures as report
 
+    for name in names:  # all of them, before anything is drawn
+        report.check(name)
     written = []
     for name in names or report.names():
         try:

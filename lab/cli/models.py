@@ -11,8 +11,8 @@ from lab.cli.console import as_json, print_json
 
 @click.command()
 @click.option("--objective", help="Only this objective, beside next_token.  [default: all]")
-@click.option("--vocabulary", type=click.IntRange(min=1), default=32_000, show_default=True, help="Tokens.")
-@click.option("--context", type=click.IntRange(min=1), default=1024, show_default=True, help="Row length in tokens.")
+@click.option("--vocabulary", type=click.IntRange(1, 2**24), default=32_000, show_default=True, help="Tokens.")
+@click.option("--context", type=click.IntRange(1, 2**24), default=1024, show_default=True, help="Row length in tokens.")
 @as_json
 def models(objective: str | None, vocabulary: int, context: int, as_json: bool) -> None:
     """Sizes × n × objective: layers, parameters, training FLOPs per token.

@@ -67,7 +67,7 @@ def run(
 
     end = deadline(time_limit)
     loaded = load_study(path, scale)
-    url = storage or default_url(loaded, store)
+    url = default_url(loaded, store) if storage is None else storage
     search = Search(loaded, url, begin=True)
     search.count_from_now()
     if retry:

@@ -137,6 +137,14 @@ class Experiment(Learner):
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: 1e-3 is a number, and a key that is given twice is an error."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError):  # PyYAML's own on 2020-13-45, !!int x, !!bool x, …
+            text, kind = str(node.value), node.tag.rpartition(":")[2]
+            text = text if len(text) <= 40 else text[:37] + "..."
+            raise yaml.constructor.ConstructorError(None, None, f"'{text}' is no {kind}", node.start_mark) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key) for key, _ in node.value]
         for key in keys:
@@ -154,18 +162,25 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """A YAML document.
+    """A YAML document, in JSON types.
 
     Raises:
-        BadInput: the text is not YAML; names `origin` and the line.
+        BadInput: the text is not YAML, or holds what JSON cannot; names `origin` and, if it can, the line.
     """
     try:
-        return yaml.load(text, _Loader)
+        content = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise BadInput(f"{origin}{line}: not YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except yaml.YAMLError as error:
         raise BadInput(f"{origin}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise BadInput(f"{origin}: not YAML: nested too deeply") from None
+    try:
+        return json.loads(json.dumps(content, ensure_ascii=False).encode())
+    except (TypeError, ValueError) as error:  # a date, an alias inside of what it names, half of a character
+        only = "only text, numbers, booleans, lists and mappings can be configured"
+        raise BadInput(f"{origin}: {only}: {error}") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -175,19 +190,33 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         BadInput: no such file, not readable, not YAML, or not a mapping.
     """
     given = Path(path)
-    found = next((each for each in (given, home() / given) if each.is_file()), None)
-    if found is None:
-        folder = given.parent if given.parent.is_dir() else home() / given.parent
-        known = [str(given.parent / each.name) for each in sorted(folder.glob("*.yaml"))] if folder.is_dir() else []
-        allowed = f"; there are: {', '.join(known)}" if known else ""
-        raise BadInput(f"{path}: no such file{allowed}{did_you_mean(str(path), known)}")
     try:
-        content = parse_yaml(found.read_text(), str(path))
+        found = next((each for each in (given, home() / given) if each.is_file()), None)
+        if found is None:
+            folder = given.parent if given.parent.is_dir() else home() / given.parent
+            known = [str(given.parent / each.name) for each in sorted(folder.glob("*.yaml")) if each.is_file()]
+            allowed = f"; there are: {', '.join(known)}" if known else ""
+            wrong = "a folder, not a file" if given.is_dir() else "no such file"
+            raise BadInput(f"{path}: {wrong}{allowed}{did_you_mean(str(path), known)}")
+        text = found.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not readable as text: {error}") from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    content = parse_yaml(text, str(path))
+    if not isinstance(content, dict):
         raise BadInput(f"{path}: not a mapping from field names to values")
     return content
+
+
+def read_recipe(path: str | None) -> dict[str, Any]:
+    """The recipe that a sweep or a study is laid over; nothing where it names none.
+
+    Raises:
+        BadInput: as of `read_yaml`; names the field.
+    """
+    try:
+        return {} if path is None else read_yaml(path)
+    except BadInput as error:
+        raise BadInput(f"recipe: {error}") from None
 
 
 def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:

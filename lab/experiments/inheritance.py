@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from lab.errors import BadInput
+from lab.errors import BadInput, Failure
 from lab.experiments.experiment import Experiment
 from lab.experiments.store import RunDirectory, find_run
 from lab.learning.data import examples_per_step
@@ -21,15 +22,22 @@ def final_weights(run: RunDirectory) -> dict[str, torch.Tensor]:
     """The weights that a run ended with.
 
     Raises:
-        BadInput: it is not finished, or its weights are gone.
+        BadInput: it is not finished, or its result or its weights are damaged or gone.
     """
-    if run.read_result() is None:
+    try:
+        result = run.read_result()
+    except Failure as error:
+        raise BadInput(f"init_from: {error}") from None
+    if result is None:
         raise BadInput(
             f"init_from: {run.path} is not finished; go on with: lab train {run.config} --store {run.path.parent}"
         )
     if not run.final.is_file():
         raise BadInput(f"init_from: {run.final} is gone; remove {run.path} to run it again")
-    return load_file(run.final)
+    try:
+        return load_file(run.final)
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"init_from: {run.final} cannot be read ({error}); remove {run.path} to run it again") from None
 
 
 def inherit(model: LanguageModel, weights: dict[str, torch.Tensor]) -> dict[str, dict[str, int]]:

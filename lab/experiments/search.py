@@ -12,6 +12,7 @@ complete ones at the same step (Optuna's MedianPruner), after the random start a
 """
 
 import itertools
+import re
 import sqlite3
 import warnings
 from pathlib import Path
@@ -200,6 +201,8 @@ def open_storage(url: str, begin: bool) -> RDBStorage:
     try:
         parsed = sqlalchemy.make_url(url)
         lite = parsed.get_backend_name() == "sqlite"
+        if lite and parsed.database in (None, "", ":memory:"):
+            raise ValueError("it should name a file, which workers can share")
         if lite and parsed.database and not Path(parsed.database).exists():
             if not begin:
                 raise Failure(f"no trials in {shown(url)}")
@@ -221,7 +224,8 @@ def open_storage(url: str, begin: bool) -> RDBStorage:
             f"storage: {shown(url)}: its driver is not installed; for PostgreSQL: pip install 'mtp-lab[postgresql]'"
         ) from None
     except (sqlalchemy.exc.SQLAlchemyError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error).split("\n")[0]
+        known = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else getattr(error, "strerror", error)
+        reason = str(known).split("\n")[0]
         raise BadInput(f"storage: {shown(url)} cannot be opened: {reason}") from None
 
 
@@ -246,8 +250,9 @@ def shown(url: str) -> str:
     """A database's name without its password; of SQLite, its path."""
     try:
         parsed = sqlalchemy.make_url(url)
-    except sqlalchemy.exc.ArgumentError:
-        return f"'{url}'"
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # the latter of a port that is no number
+        hidden = re.sub("(://[^:@/]*:).*@", r"\1***@", url)
+        return f"'{hidden}'"
     lite = parsed.get_backend_name() == "sqlite" and parsed.database
     return str(parsed.database) if lite else parsed.render_as_string(hide_password=True)
 

@@ -14,7 +14,15 @@ from pydantic import Field, model_validator
 
 from lab.config import Config, did_you_mean, validated
 from lab.errors import BadInput
-from lab.experiments.experiment import Experiment, experiment_from, load_experiment, merge, override, read_yaml
+from lab.experiments.experiment import (
+    Experiment,
+    experiment_from,
+    load_experiment,
+    merge,
+    override,
+    read_recipe,
+    read_yaml,
+)
 from lab.experiments.sweep import STORE
 
 Point = dict[str, Any]
@@ -86,7 +94,7 @@ class StudyScale(Config):
     """Values by field; a field named here replaces the study's."""
     space: dict[str, Dimension] = {}
     """What is searched, by field; a field named here replaces the study's."""
-    trials: Annotated[int | None, Field(ge=1)] = None
+    trials: Annotated[int | None, Field(ge=1, le=100_000)] = None
     """Trials in each arm; the study's when null."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]] | None, Field(min_length=1)] = None
     """Seeds of each trial; the study's when null."""
@@ -107,12 +115,12 @@ class StudyFile(Config):
     """Values by field, a list or a mapping from names to values; every combination is an arm, searched on its own."""
     space: dict[str, Dimension]
     """What is searched, by field (`key.sub`)."""
-    trials: int = Field(default=16, ge=1)
+    trials: int = Field(default=16, ge=1, le=100_000)
     """Trials in each arm."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[1000], min_length=1)
     """Seeds of each trial, other than those of the evidence; the score is the mean over them, the first decides whether
     to prune."""
-    scales: dict[str, StudyScale]
+    scales: dict[str, StudyScale] = Field(min_length=1)
     """The sizes at which the study can be run."""
 
 
@@ -235,9 +243,9 @@ def load_study(path: str, scale: str) -> Study:
         axes, space = {**file.arms, **size.arms}, {**file.space, **size.space}
         seeds = tuple(file.seeds if size.seeds is None else size.seeds)
         _check(axes, space, seeds)
+        recipe = read_recipe(file.recipe)
     except BadInput as error:
         raise BadInput(str(error) if str(error).startswith(path) else f"{path}: {error}") from None
-    recipe = read_yaml(file.recipe) if file.recipe else {}
     baseline, trials = merge(file.baseline, size.baseline), size.trials or file.trials
     arms = tuple(_arms(axes))
     study = Study(Path(path).stem, path, scale, file, recipe, baseline, arms, space, trials, seeds)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from lab.config import Config, did_you_mean, validated
 from lab.errors import BadInput, Failure
-from lab.experiments.experiment import Experiment, experiment_from, merge, override, read_yaml
+from lab.experiments.experiment import Experiment, experiment_from, merge, override, read_recipe, read_yaml
 from lab.experiments.store import Result, RunDirectory, kept_results
 
 
@@ -54,7 +54,7 @@ class SweepFile(Config):
     sources: dict[str, dict[str, Any]] = {}
     """Runs that cells begin from, by the name that `init_from` gives them: experiment fields, laid over the baseline. A
     source has the seed and the model of its cell; other axes do not move it."""
-    scales: dict[str, Scale]
+    scales: dict[str, Scale] = Field(min_length=1)
     """The sizes at which the sweep can be run."""
 
 
@@ -114,9 +114,10 @@ def load_sweep(path: str, scale: str) -> Sweep:
         for axis, values in axes.items():
             if not values:
                 raise BadInput(f"axes.{axis}: {values} is not allowed: needs at least one value")
+        recipe = read_recipe(file.recipe)
     except BadInput as error:
         raise BadInput(str(error) if str(error).startswith(path) else f"{path}: {error}") from None
-    baseline = merge(merge(read_yaml(file.recipe) if file.recipe else {}, file.baseline), size.baseline)
+    baseline = merge(merge(recipe, file.baseline), size.baseline)
     named = merge(file.sources, size.sources)
     origin = f"{path}, scale {scale}"
     cells: dict[str, Cell] = {}

@@ -28,6 +28,16 @@ def names() -> list[str]:
     return sorted(path.stem for path in (home() / "figures").glob("*.py"))
 
 
+def check(name: str) -> None:
+    """Refuse what is no figure.
+
+    Raises:
+        BadInput: no such figure.
+    """
+    if name not in names():
+        raise BadInput(f"'{name}' is not a figure; there are: {', '.join(names())}{did_you_mean(name, names())}")
+
+
 def draw(name: str, sweep: str | None, scale: str, store: Path, output: Path) -> list[Path]:
     """Draw one figure from stored results.
 
@@ -45,8 +55,7 @@ def draw(name: str, sweep: str | None, scale: str, store: Path, output: Path) ->
         BadInput: no such figure, sweep or scale.
         Failure: a cell or trial has no result, or there is no such table; names the command that fills it.
     """
-    if name not in names():
-        raise BadInput(f"'{name}' is not a figure; there are: {', '.join(names())}{did_you_mean(name, names())}")
+    check(name)
     script = _load(home() / "figures" / f"{name}.py")
     if hasattr(script, "TABLE"):
         if sweep is not None:

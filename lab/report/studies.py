@@ -70,7 +70,7 @@ def trials(study: Study, store: Path, storage: str | None = None) -> tuple[list[
         Missing: there are none.
     """
     try:
-        search = Search(study, storage or default_url(study, store), begin=False)
+        search = Search(study, default_url(study, store) if storage is None else storage, begin=False)
     except Failure:
         kept = kept_path(study)
         if storage or not kept.exists():
@@ -119,6 +119,6 @@ def _read(study: Study, path: Path) -> list[Row]:
             if row["state"] != "failed":
                 experiments = study.experiments(arms[json.dumps(row["arm"])], row["values"])
                 assert row["identities"] == [each.identity for each in experiments]
-    except (ValueError, TypeError, KeyError, AssertionError, BadInput):
+    except (OSError, ValueError, TypeError, KeyError, AssertionError, BadInput):
         raise BadInput(f"{path}: not the trials of {study.path}, scale {study.scale}, as it is; keep it anew") from None
     return rows

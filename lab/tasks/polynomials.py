@@ -63,9 +63,9 @@ class Polynomials(Config):
     """The least and the most operations of a training or validation expression; uniform between."""
     test_operations: tuple[int, int] = (1, 10)
     """The least and the most operations of a test expression."""
-    test_examples: int = Field(default=2000, ge=1)
+    test_examples: int = Field(default=2000, ge=1, le=1_000_000)
     """Test expressions for each number of operations."""
-    validation_examples: int = Field(default=500, ge=1)
+    validation_examples: int = Field(default=500, ge=1, le=1_000_000)
     """Validation expressions for each number of operations in `train_operations`."""
     shape: Literal["uniform", "split"] = "uniform"
     """How the tree is drawn, given its operators: every tree shape equally likely, or, from the root down, operations
@@ -78,7 +78,7 @@ class Polynomials(Config):
     """Pause tokens between the question and `=` (Appendix K)."""
     loss: Literal["all", "answer"] = "all"
     """The tokens that training covers: all, or the answer and its end token alone."""
-    unique_examples: Annotated[int | None, Neutral(None), Field(ge=1)] = None
+    unique_examples: Annotated[int | None, Neutral(None), Field(ge=1, le=100_000_000)] = None
     """The size of a finite training corpus, seen in a new order every epoch; unlimited when null."""
 
     @field_validator("prime")

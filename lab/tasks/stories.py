@@ -33,11 +33,11 @@ class Stories(Config):
     """The share of "he" and "she" where a sentence's subject could be one; fewer pronouns, more mentions."""
     refrains: Share = 0.3
     """The share of stories with a refrain: six random name tokens, sung again and again (as far as length allows)."""
-    validation_examples: int = Field(default=100, ge=1)
+    validation_examples: int = Field(default=100, ge=1, le=1_000_000)
     """Validation stories; each is told with fresh and with pool names."""
-    test_examples: int = Field(default=100, ge=1)
+    test_examples: int = Field(default=100, ge=1, le=1_000_000)
     """Test stories (paper: 100); each is told with fresh and with pool names."""
-    unique_examples: int | None = Field(default=None, ge=1)
+    unique_examples: int | None = Field(default=None, ge=1, le=100_000_000)
     """The size of a finite training corpus, seen in a new order every epoch (paper: up to 90); unlimited when null."""
 
     @field_validator("characters")

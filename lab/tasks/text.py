@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, model_validator
 
 from lab.config import Config, Location, canonical
 from lab.errors import BadInput, Failure
@@ -74,7 +74,7 @@ class Text(Config):
     """The column of a .parquet file that holds the stories, one a row."""
     separator: str = Field(default="<|endoftext|>", min_length=1)
     """The line between two stories of a .txt file."""
-    fingerprint: str | None = Field(default=None, validate_default=True)
+    fingerprint: str | None = None
     """SHA-256 of the files' SHA-256s, by which a run is known. Null: it is computed; else the files have to fit it."""
     tokens: Tokens = Bpe()
     """What a token is; its name selects it."""
@@ -85,25 +85,26 @@ class Text(Config):
     sentence that is longer still is cut."""
     replace: Literal["all", "evaluation"] = "all"
     """The stories whose characters are renamed: all, or validation and test alone, as in the paper."""
-    validation_examples: int = Field(default=100, ge=1)
+    validation_examples: int = Field(default=100, ge=1, le=1_000_000)
     """Validation stories; each is told with fresh and with pool names."""
-    test_examples: int = Field(default=100, ge=1)
+    test_examples: int = Field(default=100, ge=1, le=1_000_000)
     """Test stories (paper: 100); each is told with fresh and with pool names."""
 
-    @field_validator("fingerprint")
-    @classmethod
-    def _fingerprint(cls, given: str | None, info: ValidationInfo) -> str | None:
-        if "files" not in info.data:  # it was wrong itself
-            return given
+    @model_validator(mode="after")
+    def _known_by_fingerprint(self) -> "Text":
         try:
-            found = corpus.fingerprint(corpus.matched(info.data["files"]))
+            found = corpus.fingerprint(corpus.matched(self.files))
         except ValueError as error:
-            if given is not None:  # a run's record can be read where its files are not
-                return given
-            raise BadInput(f"task.files: {error}") from None
-        if given not in (None, found):
-            raise ValueError(f"the files have the fingerprint {found}; null takes any")
-        return found
+            if self.fingerprint is not None:  # a run's record can be read where its files are not
+                return self
+            raise ValueError(f"files: {error}") from None
+        if self.fingerprint not in (None, found):
+            raise ValueError(
+                f"fingerprint: '{self.fingerprint}' is not allowed: the files have the fingerprint {found}; "
+                "null takes any"
+            )
+        object.__setattr__(self, "fingerprint", found)
+        return self
 
     def build(self) -> StoryTask:
         """The task that this describes; the files are read when they are first needed.
