@@ -99,7 +99,18 @@ def texts(name: str, content: Content, *said: str, file: str = "t.txt", fields: 
 
 ONE = tiny("objective.n=1")  # what runs begin from
 RUN = f"runs/{ONE.label}"
-CONFIG, DONE = dump_yaml(ONE), json.dumps({"identity": ONE.identity, "scores": []})
+CONFIG, DONE = (
+    dump_yaml(ONE),
+    json.dumps(
+        {
+            "identity": ONE.identity,
+            "non_embedding_parameters": 9,
+            "scores": [{"split": "test", "checkpoint": "final", "count": 5}],
+        }
+    ),
+)
+
+NO_SCORES = '{"identity": "a", "non_embedding_parameters": 9, "scores": {}}'
 
 
 def begins_from(name: str, files: dict[str, Content], *said: str, fields: str = "") -> Case:
@@ -167,6 +178,10 @@ CASES = [
     command(f"train {POLYNOMIALS} --time-limit soon", "--time-limit", "soon", "1h30m"),
     command(f"train {POLYNOMIALS} --time-limit 10", "--time-limit", "'10'", "90s"),
     command(f"train {POLYNOMIALS} --store file", "--store", "'file' is a file", file=""),
+    command(f"train {POLYNOMIALS} --store file/runs", "--store", "'file/runs'", "'file' is no folder", file=""),
+    command(f"sweep run {DEMO} --store file/a/b", "--store", "'file/a/b'", "'file' is no folder", file=""),
+    command(f"sweep show {DEMO} --table file/x.csv", "--table", "'file/x.csv'", "'file' is no folder", file=""),
+    command("figures --output file/x", "--output", "'file/x'", "'file' is no folder", file=""),
     command("train sweeps/demo_stories.yaml", "sweeps/demo_stories.yaml: question: unknown field", "allowed: task"),
     command(f"sweep run {DEMO} --workers 0", "--workers", "0", "256"),
     command(f"sweep run {DEMO} --workers two", "--workers", "'two'"),
@@ -256,6 +271,9 @@ CASES = [
     field("train.betas=[0.9]", "train.betas.1: missing"),
     field("train.betas=[1.0, 0.9]", "betas [1.0, 0.9]", "below 1"),
     field("train.flops=1", "train.flops: 1 is not allowed: lasts 0 steps", "the 5 of warmup"),
+    field("train.context=99999999999999999999", "train.context: 99999999999999999999", "1048576"),
+    field("train.steps=99999999999999999999", "train.steps: 99999999999999999999", "1000000000"),
+    field("train.flops=1e+300", "train.flops: 1e+300", "less than or equal to 1000"),
     field("train.context=8", "train.context: 8", "12 tokens"),
     field("evaluation.evrey=1", "evaluation.evrey: unknown field", "did you mean 'every'?"),
     field("seed=-1", "seed: -1", "greater than or equal to 0"),
@@ -444,6 +462,9 @@ CASES = [
     ),
     # Tables of results/
     *kept("no result", "{}\n", "x.jsonl, line 1: not a run's result", lines=SWEEPS, table="x.jsonl"),
+    *kept("no scores", NO_SCORES, "x.jsonl, line 1: not a run's result", lines=SWEEPS, table="x.jsonl"),
+    *kept("folder", FOLDER, "x.jsonl: cannot be read: Is a directory", lines=SWEEPS, table="x.jsonl"),
+    *kept("binary", JUNK, "x.jsonl, line 1: not a run's result", lines=SWEEPS, table="x.jsonl"),
     *kept("no JSON", "\njunk", "x.jsonl, line 1: not a run's result", lines=SWEEPS, table="x.jsonl"),
     *kept("no JSON", "junk", "not the trials of sweeps/study_lr.yaml, scale cpu"),
     *kept("no trials", "[]\n3\n", "not the trials of sweeps/study_lr.yaml, scale cpu"),

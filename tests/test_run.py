@@ -201,7 +201,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path, tiny())
     with directory.claimed():
         directory.checkpoint.write_bytes(b"half a checkpoint")
-    with pytest.raises(Failure, match=r"last\.ckpt: cannot be read"):
+    with pytest.raises(Failure, match=r"last\.ckpt cannot be read"):
         execute(tiny(), tmp_path)
 
 

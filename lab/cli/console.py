@@ -36,10 +36,21 @@ class Duration(click.ParamType[float]):
         return float(3600 * hours + 60 * minutes + seconds)
 
 
+class Place(click.Path):
+    """A path that can be written to, if need be after making the folders above it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(str(super().convert(value, param, ctx)))
+        above = next((each for each in path.parents if each.exists()), path.parent)
+        if above.exists() and not above.is_dir():
+            self.fail(f"'{path}' is not allowed: '{above}' is no folder", param, ctx)
+        return path
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines: one document, the last line.")
 store_option = click.option(
     "--store",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=Place(file_okay=False),
     default=Path("runs"),  # lab.experiments.sweep.STORE
     show_default=True,
     help="Folder of the run directories.",

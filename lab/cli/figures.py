@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from lab.cli.console import as_json, print_json, say, store_option
+from lab.cli.console import Place, as_json, print_json, say, store_option
 
 
 @click.command()
@@ -13,7 +13,7 @@ from lab.cli.console import as_json, print_json, say, store_option
 @click.option("--scale", default="cpu", show_default=True, help="The sweep's scale.")
 @click.option(
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=Place(file_okay=False),
     default=Path("runs/figures"),
     show_default=True,
     help="Folder for NAME.png and NAME.svg.",

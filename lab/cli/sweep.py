@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lab.cli.console import about, as_json, bars, deadline, print_json, say, store_option, time_limit_option
+from lab.cli.console import Place, about, as_json, bars, deadline, print_json, say, store_option, time_limit_option
 from lab.errors import BadInput, Failure
 
 if TYPE_CHECKING:
@@ -139,9 +139,7 @@ def status(path: str, scale: str, store: Path, as_json: bool) -> None:
     show_default=True,
     help="The last weights, or those that did best on validation, or on test itself, while training.",
 )
-@click.option(
-    "--table", type=click.Path(dir_okay=False, path_type=Path), help="Also write the whole tidy table as CSV."
-)
+@click.option("--table", type=Place(dir_okay=False), help="Also write the whole tidy table as CSV.")
 @store_option
 @as_json
 def show(path: str, scale: str, split: str, checkpoint: str, table: Path | None, store: Path, as_json: bool) -> None:

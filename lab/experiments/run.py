@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import save_file
 
-from lab.errors import BadInput, Failure
+from lab.errors import BadInput, Failure, one_line
 from lab.experiments import provenance
 from lab.experiments.experiment import Experiment
 from lab.experiments.inheritance import final_weights, inherit, met
@@ -225,7 +225,8 @@ def saved_step(checkpoint: Path) -> int:
     try:
         return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
     except Exception as error:  # whatever unpickling damaged bytes may raise
-        raise Failure(f"{checkpoint}: cannot be read ({error}); remove it to begin anew") from error
+        place = "/".join(checkpoint.parts[-2:])  # in the run's directory, which is said by who hears of it
+        raise Failure(f"{place} cannot be read ({one_line(error)}); remove it to begin anew") from error
 
 
 def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:

@@ -23,6 +23,10 @@ Result = dict[str, Any]
 """The content of a result.json; see `lab.experiments.run` for its fields."""
 
 
+_TABLES = {"scores", "curve"}
+"""The parts of a result that are lists of rows."""
+
+
 class Busy(Failure):
     """Another process works on the run."""
 
@@ -86,7 +90,7 @@ class RunDirectory:
         """
         try:
             result = json.loads(self.result.read_text())
-            if result["identity"] == self.experiment.identity and isinstance(result["scores"], list):
+            if _is_result(result) and result["identity"] == self.experiment.identity:
                 return result  # type: ignore[no-any-return]
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -150,27 +154,43 @@ def kept_results(folder: Path | None = None) -> dict[str, Result]:
     """The results committed under results/, by identity.
 
     Raises:
-        BadInput: a line of a table is not a result.
+        BadInput: a line of a table is not a result, or it is no table.
     """
     results = {}
     for table in sorted((folder or home() / "results").glob("*.jsonl")):
-        for number, line in enumerate(table.read_text().splitlines(), start=1):
+        try:
+            lines = table.read_bytes().splitlines()
+        except OSError as error:
+            raise BadInput(f"{table}: cannot be read: {error.strerror}") from None
+        for number, line in enumerate(lines, start=1):
             try:
                 result = json.loads(line)
-                result["scores"] = _rows(result["scores"])
-                if "curve" in result:  # the first results were kept without
-                    result["curve"] = _rows(result["curve"])
-                results[result["identity"]] = result
+                for name in _TABLES & result.keys():  # the first results were kept without a curve
+                    result[name] = _rows(result[name])
+                sound = _is_result(result)
             except (TypeError, KeyError, AttributeError, ValueError):
-                raise BadInput(f"{table}, line {number}: not a run's result") from None
+                sound = False
+            if not sound:
+                raise BadInput(f"{table}, line {number}: not a run's result")
+            results[result["identity"]] = result
     return results
+
+
+def _is_result(content: Any) -> bool:
+    """Whether it has what reports read of every result."""
+    try:
+        named = isinstance(content["identity"], str) and isinstance(content["non_embedding_parameters"], int)
+        scored = [{"split", "checkpoint", "count"} <= row.keys() for row in content["scores"]]
+    except (TypeError, KeyError, AttributeError):
+        return False
+    return named and bool(scored) and all(scored)
 
 
 def keep_results(table: Path, results: list[Result]) -> None:
     """Write results as a committed table: one JSON object a line, tables by column (a third of the size of rows)."""
     lines = []
     for result in results:
-        tables = {name: _columns(result[name]) for name in ("scores", "curve") if name in result}
+        tables = {name: _columns(result[name]) for name in _TABLES & result.keys()}
         lines.append(json.dumps({**result, **tables}) + "\n")
     write_text(table, "".join(lines))
 

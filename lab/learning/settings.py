@@ -10,14 +10,14 @@ from lab.config import Config, Neutral
 class Train(Config):
     """AdamW with linear warmup and cosine decay (Table S13). Defaults fit a laptop; the paper's values are named."""
 
-    steps: int = Field(default=2000, ge=1)
+    steps: int = Field(default=2000, ge=1, le=10**9)
     """Optimiser steps (paper: 100,000)."""
-    flops: Annotated[float | None, Neutral(None), Field(gt=0)] = None
+    flops: Annotated[float | None, Neutral(None), Field(gt=0, le=1e27)] = None
     """Training FLOPs in all, to compare objectives that cost unlike much a token: where given, `steps` is what they
     last for."""
-    batch_tokens: int = Field(default=4096, ge=1)
+    batch_tokens: int = Field(default=4096, ge=1, le=2**30)
     """Tokens a step, on average, padding not counted (paper: 262,144)."""
-    context: int = Field(default=128, ge=2)
+    context: int = Field(default=128, ge=2, le=2**20)
     """Length of a packed row in tokens; attention stays within a document, so it moves speed, hardly learning."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate (paper: 1e-4)."""
