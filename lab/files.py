@@ -14,7 +14,7 @@ def whole(path: Path) -> Iterator[Path]:
     What is at `path` is the old content or the new one, also after a crash of the machine.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; it is named.
     """
     fresh = path.with_name(path.name + ".new")
     try:
@@ -22,7 +22,9 @@ def whole(path: Path) -> Iterator[Path]:
         with fresh.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(fresh, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             fresh.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # a write, unlike an open, does not say where
+            error.filename = str(path)
         raise

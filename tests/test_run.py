@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,10 +192,38 @@ def test_a_store_that_cannot_be_used(tmp_path: Path) -> None:
 def test_a_result_that_is_not_the_runs_is_noticed(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path, tiny())
     directory.path.mkdir()
-    for content in ("{", "[]", '{"identity": "another"}'):
+    unscored = json.dumps({"identity": tiny().identity, "non_embedding_parameters": 9, "scores": []})
+    for content in ("", "{", "[]", '{"identity": "another"}', unscored):
         directory.result.write_text(content)
         with pytest.raises(Failure, match="is not the result of run"):
             execute(tiny(), tmp_path)
+
+
+def test_a_disk_that_is_full_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
+    """Full for the file that outgrows a limit: the first checkpoint, after a finished run."""
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(dump_yaml(tiny("execution.log_every=1")))
+    before = execute(tiny(), tmp_path)
+    lab = [sys.executable, "-m", "lab", "train", str(recipe), "--store", str(tmp_path), "seed=1"]
+    full = subprocess.run(["bash", "-c", 'ulimit -f 16; exec "$@"', "-", *lab], capture_output=True, text=True)
+    directory = RunDirectory(tmp_path, tiny("seed=1"))
+    assert full.returncode == 1
+    assert "checkpoints/last.ckpt: File too large" in full.stderr.splitlines()[-1]
+    assert "Traceback" not in full.stderr
+    assert "File too large" in (directory.read_failure() or "")
+    assert not list(directory.path.rglob("*.new"))
+    assert execute(tiny(), tmp_path) == before
+    subprocess.run(lab, check=True, capture_output=True)
+    execute(tiny("execution.log_every=1", "seed=1"), tmp_path / "straight")
+    same_end(directory, RunDirectory(tmp_path / "straight", tiny("seed=1")))
+
+
+def test_a_store_that_vanishes_is_named(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with pytest.raises(Failure, match=r"metrics\.jsonl: No such file or directory"):
+        execute(tiny(), store, listen=lambda _: shutil.rmtree(store, ignore_errors=True))
+    assert not store.exists()
+    assert execute(tiny(), store)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
