@@ -97,14 +97,20 @@ def past(accuracy: "pd.Series[float]", count: "pd.Series[int]", level: "pd.Serie
 def summarise(frame: pd.DataFrame, arms: list[str], across: str, measure: str) -> pd.DataFrame:
     """Mean and interval of `measure` over seeds, for each arm and each value of `across`.
 
-    Columns: arms, across, mean, low, high, seeds, examples (behind each seed's value).
+    Columns: arms, across, mean, low, high, seeds, examples (behind each seed's value). Arms stand as in the frame.
     """
     rows: list[dict[str, Any]] = []
-    for key, group in frame.groupby([*arms, across], sort=True):
+    for key, group in _grouped(frame, arms, across):
         names = dict(zip([*arms, across], key, strict=True))
         spread = interval(group[measure])._asdict()
         rows.append({**names, **spread, "seeds": len(group), "examples": int(group["count"].min())})
     return pd.DataFrame(rows)
+
+
+def _grouped(frame: pd.DataFrame, arms: list[str], across: str) -> Any:
+    """The frame by arm, in the order of first appearance, and within by the values of `across`."""
+    ordered = {arm: pd.Categorical(frame[arm], frame[arm].unique(), ordered=True) for arm in arms}
+    return frame.assign(**ordered).groupby([*arms, across], sort=True, observed=True)
 
 
 def paired_differences(frame: pd.DataFrame, arms: list[str], across: str, measure: str) -> pd.DataFrame:
@@ -161,7 +167,7 @@ def score_tables(frame: pd.DataFrame, arms: list[str], task: Task) -> list[dict[
         ]
         beyond = part.assign(past=past(part[task.choice], part["count"], part[task.levels[0]]))
         rows = summarise(part, arms, task.across, task.choice)
-        rows["past"] = beyond.groupby([*arms, task.across], sort=True).past.sum().to_numpy()
+        rows["past"] = _grouped(beyond, arms, task.across).past.sum().to_numpy()
         tables.append(
             {
                 "seen": seen,
