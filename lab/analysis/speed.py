@@ -9,6 +9,7 @@ import numpy as np
 import sympy
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from lab.config import configs_in, did_you_mean, validated
 from lab.errors import BadInput
@@ -146,16 +147,25 @@ def _padded(model: LanguageModel, buckets: int, examples: Examples) -> Iterator[
     order: NDArray[np.int64] = np.argsort(examples.lengths)
     for rows in np.array_split(order, min(buckets, len(order))):
         part = select(examples, rows)
-        batch = packed_batch(part, part.tokens.shape[1], 1)
-        inputs = batch.tokens[:, :-1]
-        context = model.decoder.context(inputs, None)
-        logits = next(model.objective.logits(model.decoder, model.decoder(inputs, context), context, 1))
-        wanted = targets(batch, 1, inputs.shape[1]).flatten()
-        yield cross_entropy(logits.flatten(0, 1), wanted, "sum") / (wanted != -100).sum() / buckets
+        yield causal_loss(model, packed_batch(part, part.tokens.shape[1], 1)) / buckets
+
+
+def causal_loss(model: LanguageModel, batch: Batch) -> torch.Tensor:
+    """The loss of a batch whose rows are one document each, padded on the right: attention takes no mask.
+
+    Args:
+        model: its first head alone is trained.
+        batch: rows with one token beyond the positions to predict from.
+    """
+    inputs = batch.tokens[:, :-1]
+    context = model.decoder.context(inputs, None)
+    logits = next(model.objective.logits(model.decoder, model.decoder(inputs, context), context, 1))
+    wanted = targets(batch, 1, inputs.shape[1]).flatten()
+    return cross_entropy(logits.flatten(0, 1), wanted, "sum") / (wanted != -100).sum()
 
 
 class Setting(NamedTuple):
-    """What training steps are measured on: random tokens, each row one document, each token trained on."""
+    """What training steps are measured on: random tokens, all of them trained on."""
 
     model: Model
     objective: str
@@ -176,18 +186,20 @@ class Setting(NamedTuple):
         """
         return instantiate(self.model, self._objective(n), vocabulary)
 
-    def batch(self, n: int, vocabulary: int) -> Batch:
-        """What a step reads."""
+    def batch(self, n: int, vocabulary: int, documents: int = 1) -> Batch:
+        """What a step reads: rows of so many documents, of the same length but for the last."""
         tokens_BT = torch.randint(
             vocabulary, (self.tokens // self.context, self.context + n), generator=torch.Generator().manual_seed(0)
         )
         trained = torch.ones_like(tokens_BT, dtype=torch.bool)
-        return Batch(tokens_BT, torch.zeros_like(tokens_BT), trained).to(self.device)
+        columns = torch.arange(tokens_BT.shape[1]) * documents // self.context
+        owner_BT = columns.clamp(max=documents - 1).expand_as(tokens_BT)
+        return Batch(tokens_BT, owner_BT.contiguous(), trained).to(self.device)
 
     def trainer(self, n: int, vocabulary: int) -> "Trainer":
         """A model to take steps with."""
         model = build_model(self.model, self._objective(n), vocabulary, seed=0).to(self.device)
-        return Trainer(model, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), self.precision)
+        return Trainer(model, adamw(model), self.precision)
 
     def _objective(self, n: int) -> ObjectiveConfig:
         known = {each.model_fields["name"].default: each for each in configs_in(ObjectiveConfig)}
@@ -213,13 +225,26 @@ class Trainer(NamedTuple):
 
     def step(self, batch: Batch, order: Order) -> None:
         """One step as a run takes it."""
-        model, device = self.model, batch.tokens.device.type
+        model, weights = self.model, self.model.config.head_weights(done=0)
+        self.minimise(lambda: losses(model.objective, model.decoder, batch, weights, order).total)
+
+    def minimise(self, loss: Callable[[], torch.Tensor]) -> None:
+        """One step on a loss."""
+        device = next(self.model.parameters()).device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss = losses(model.objective, model.decoder, batch, model.config.head_weights(done=0), order).total
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+            value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+
+LEARNING_RATE, BETAS = 1e-4, (0.9, 0.95)
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    """What every model is trained with here; without weight decay, for matrices and vectors to be one group."""
+    return torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0, fused=True)
 
 
 def step_times(
@@ -240,10 +265,10 @@ def step_times(
     seconds: dict[tuple[int, Order], list[float]] = {(n, order): [] for order in orders for n in ns}
     for step in range(steps + 1):
         for (n, order), measured in seconds.items():
-            _wait(setting.device)
+            wait(setting.device)
             started = time.perf_counter()
             trainers[n].step(batches[n], order)
-            _wait(setting.device)
+            wait(setting.device)
             if step:  # the first warms up
                 measured.append(time.perf_counter() - started)
         listen(step)
@@ -267,7 +292,7 @@ def step_times(
     return rows
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
