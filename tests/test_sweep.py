@@ -3,12 +3,14 @@
 import json
 import math
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
 from scipy import stats
@@ -150,6 +152,25 @@ def test_a_run_whose_processes_die_again_and_again_is_given_up_and_the_others_go
     reason = "2 processes died over it in a row, the last killed by signal 9; for want of memory perhaps"
     assert outcomes[0].reason == RunDirectory(tmp_path, bad).read_failure() == reason
     assert not multiprocessing.active_children()
+
+
+def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(named: str | None, number: int) -> list[str | None]:
+        found = []
+        for place in range(5):
+            with monkeypatch.context() as patch:
+                patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+                if named is not None:
+                    patch.setenv("CUDA_VISIBLE_DEVICES", named)
+                patch.setattr(torch.cuda, "device_count", lambda: number)
+                workers.take_gpu(place)
+                found.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return found
+
+    assert seen(None, 2) == ["0", "1", "0", "1", "0"]
+    assert seen("3,5,GPU-8f", 3) == ["3", "5", "GPU-8f", "3", "5"]
+    assert seen(None, 0) == [None] * 5
+    assert seen("", 0) == [""] * 5
 
 
 def test_axes_whose_values_are_lists_or_mappings_stay_apart(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from lab.experiments.provenance import cores
 from lab.experiments.search import Search, put_back, suggest
 from lab.experiments.store import Busy, Result, kept_results
 from lab.experiments.study import Arm, Study
-from lab.experiments.workers import undisturbed
+from lab.experiments.workers import take_gpu, undisturbed
 from lab.learning.progress import Progress
 from lab.tasks.base import Row
 
@@ -50,9 +50,9 @@ def carry_out(study: Study, url: str, store: Path, workers: int, deadline: float
     threads = max(1, cores() // workers)
     processes: dict[Connection, SpawnProcess] = {}
     try:
-        for _ in range(workers):
+        for place in range(workers):
             ours, theirs = spawn.Pipe()
-            arguments = (theirs, study, url, store, threads, deadline, searches.HEARTBEAT)
+            arguments = (theirs, place, study, url, store, threads, deadline, searches.HEARTBEAT)
             process = spawn.Process(target=_work, args=arguments)
             process.start()
             theirs.close()  # each end then hears of the other's death
@@ -77,11 +77,19 @@ def carry_out(study: Study, url: str, store: Path, workers: int, deadline: float
 
 
 def _work(
-    connection: Connection, study: Study, url: str, store: Path, threads: int, deadline: float, heartbeat: int
+    connection: Connection,
+    place: int,
+    study: Study,
+    url: str,
+    store: Path,
+    threads: int,
+    deadline: float,
+    heartbeat: int,
 ) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent hears it, and hangs up
     searches.HEARTBEAT = heartbeat
+    take_gpu(place)
     with contextlib.suppress(BrokenPipeError):
         try:
             _Worker(connection, Search(study, url, begin=False), store, threads, deadline).work()

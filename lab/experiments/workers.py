@@ -102,6 +102,17 @@ def undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def take_gpu(place: int) -> None:
+    """Let this process see one GPU, if there are any: in turn, by its place among the workers.
+
+    Call it before CUDA is first used.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",") if named else [str(gpu) for gpu in range(torch.cuda.device_count())]
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+
+
 class _Deaths(NamedTuple):
     """Processes that were killed over one run since it last came to a checkpoint."""
 
@@ -219,10 +230,7 @@ def _serve(pipe: Connection, order: _Order, place: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent hears it, and tells
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = named.split(",") if named else [str(gpu) for gpu in range(torch.cuda.device_count())]
-    if gpus:  # before CUDA is first used, which is when this is read
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+    take_gpu(place)
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         while (text := pipe.recv()) is not None:
             pipe.send(_carried_out(Experiment.model_validate_json(text), order, pipe))
