@@ -67,7 +67,7 @@ class Stress:
             process = self.start(store)
             starts += 1
             while process.poll() is None:
-                time.sleep(self.random.uniform(0, 3))
+                self.wait(process, directories)
                 if self.kills < kills:
                     self.strike(process)
                 for path in (each.result for each in directories if each.result.exists()):
@@ -84,6 +84,14 @@ class Stress:
                 self.differing += 1
         tables = [self.table(each) for each in (store, "undisturbed")]
         self.differing += tables[0] != tables[1]
+
+    def wait(self, process: subprocess.Popen[bytes], directories: list[RunDirectory]) -> None:
+        """Until a random moment: four times in five not before a run went on, else while workers may be starting."""
+        before = [directory.last_step() for directory in directories]
+        if self.random.random() < 0.8:
+            while process.poll() is None and before == [directory.last_step() for directory in directories]:
+                time.sleep(0.1)
+        time.sleep(self.random.uniform(0, 1.5))
 
     def strike(self, process: subprocess.Popen[bytes]) -> None:
         """Kill a worker or, one time in five, the command; one time in ten only ask the command to stop."""

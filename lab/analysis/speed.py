@@ -226,25 +226,36 @@ class Trainer(NamedTuple):
     def step(self, batch: Batch, order: Order) -> None:
         """One step as a run takes it."""
         model, weights = self.model, self.model.config.head_weights(done=0)
-        self.minimise(lambda: losses(model.objective, model.decoder, batch, weights, order).total)
-
-    def minimise(self, loss: Callable[[], torch.Tensor]) -> None:
-        """One step on a loss."""
-        device = next(self.model.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
-            value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        take_step(
+            model,
+            self.optimizer,
+            self.precision,
+            lambda: losses(model.objective, model.decoder, batch, weights, order).total,
+        )
 
 
-LEARNING_RATE, BETAS = 1e-4, (0.9, 0.95)
+LEARNING_RATE, BETAS, CLIP = 1e-4, (0.9, 0.95), 1.0
 
 
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
-    """What every model is trained with here; without weight decay, for matrices and vectors to be one group."""
+    """What models are measured with; without weight decay, so that matrices and vectors are one group."""
     return torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0, fused=True)
+
+
+def take_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    precision: Literal["fp32", "bf16"],
+    loss: Callable[[], torch.Tensor],
+) -> None:
+    """A step of a plain training loop: forward, backward, clip, optimiser."""
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+        value = loss()
+    value.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP, foreach=True)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def step_times(

@@ -4,7 +4,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from lab.analysis.speed import Setting
 
 ORDERS = ("joint", "sequential", "fused")  # lab.objectives.backward.Order
+PEERS = ("nanogpt", "litgpt", "transformers-gpt2", "transformers-llama", "x-transformers")  # lab.analysis.peers.PEERS
 
 
 class Bytes(click.ParamType[int]):
@@ -31,17 +33,13 @@ class Bytes(click.ParamType[int]):
         return int(float(match[1]) * {"MiB": 2**20, "GiB": 2**30}[match[2]])
 
 
-def measured_on(tokens: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The options that say what training steps are measured on; `tokens` is the default of --tokens."""
+def measured_on(part: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Options that say what training steps are measured on; help on heads begins with `part`."""
     options = (
-        click.option("--objective", default="parallel", show_default=True, help="The objective."),
-        click.option("--size", default="30M", show_default=True, help="The model's size, as in `lab models`."),
+        click.option("--objective", default="parallel", show_default=True, help=f"{part}The objective."),
         click.option(
             "--order", "orders", type=click.Choice(ORDERS), multiple=True, default=ORDERS,
-            help="Backward order; can be given several times.  [default: all]",
-        ),
-        click.option(
-            "--tokens", type=click.IntRange(1, 2**24), default=tokens, show_default=True, help="Positions of a step."
+            help=f"{part}Backward order; can be given several times.  [default: all]",
         ),
         click.option(
             "--context", type=click.IntRange(1, 2**24), default=256, show_default=True, help="Positions of a row."
@@ -140,7 +138,9 @@ def batches(overrides: tuple[str, ...], steps: int, threads: int, as_json: bool)
     "--vocabulary", "vocabularies", type=click.IntRange(1, 2**24), multiple=True, default=(256, 32_000, 128_000),
     help="Tokens of the vocabulary; can be given several times.  [default: 256, 32000, 128000]",
 )  # fmt: skip
-@measured_on(tokens=4096)
+@click.option("--size", default="30M", show_default=True, help="The model's size, as in `lab models`.")
+@click.option("--tokens", type=click.IntRange(1, 2**24), default=4096, show_default=True, help="Positions of a step.")
+@measured_on()
 @click.option(
     "--limit", type=Bytes(), help="Memory that a cell may take, e.g. 8GiB; larger ones are estimated.  [default: all]"
 )
@@ -173,7 +173,7 @@ def memory(
         rows = cells(setting, ns, vocabularies, orders, limit, listen)  # type: ignore[arg-type]
     held = bound(setting, rows)
     if as_json:
-        print_json({**_about(setting), "limit_bytes": limit, "cells": rows, "bound": held})
+        print_json({**_shape(setting), **_where(setting), "limit_bytes": limit, "cells": rows, "bound": held})
         return
     lines = [
         [
@@ -191,66 +191,183 @@ def memory(
     heads = ("vocabulary", "order", "n", "peak\nMiB", "net\nMiB", "net against\nn = 1", "estimated\nnet MiB", "")
     _print_table(_in_words(setting), heads, lines)
     for order, ratio in held["ratio_to_n1"].items() if held else ():
-        words = "holds" if held and held["holds"][order] else "does not hold"
+        words = _holds(bool(held and held["holds"][order]))
         click.echo(f"bound, n = 4 against 1 at V = 32,000: {order} {ratio:.3f} ≤ 1.02 {words}")
 
 
 @bench.command()
+@click.option("--only", type=click.Choice(("loops", "heads")), help="Measure one part alone.  [default: both]")
 @click.option(
-    "--n", "ns", type=click.IntRange(1, 64), multiple=True, default=(1, 2, 4),
-    help="Heads; can be given several times.  [default: 1, 2, 4]",
-)  # fmt: skip
-@click.option("--vocabulary", type=click.IntRange(1, 2**24), default=32_000, show_default=True, help="Tokens.")
-@measured_on(tokens=1024)
-@click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Steps of each cell.")
+    "--peer",
+    "peers",
+    type=click.Choice(PEERS),
+    multiple=True,
+    default=PEERS,
+    help="Loops: whose models train beside ours; can be given several times.  [default: all]",
+)
+@click.option(
+    "--n",
+    "ns",
+    type=click.IntRange(1, 64),
+    multiple=True,
+    default=(1, 2, 4),
+    help="Heads: how many; can be given several times.  [default: 1, 2, 4]",
+)
+@measured_on("Heads: ")
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    help="The model's size, as in `lab models`; can be given several times.  [default: loops 1M and 30M; heads 30M]",
+)
+@click.option("--vocabulary", type=click.IntRange(1, 2**24), help="Tokens.  [default: loops 256; heads 32000]")
+@click.option(
+    "--tokens", type=click.IntRange(1, 2**24), help="Positions of a step.  [default: 1024; loops of size 1M 4096]"
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Steps of each that count.  [default: loops 20; heads 5]")
 @click.option(
     "--threads", type=click.IntRange(1, 1024), default=os.cpu_count(), help="CPU threads.  [default: all cores]"
 )
 @as_json
 def train(
-    ns: tuple[int, ...], vocabulary: int, orders: tuple[str, ...], steps: int, threads: int, as_json: bool,
-    **options: Any,
+    only: str | None, peers: tuple[str, ...], ns: tuple[int, ...], sizes: tuple[str, ...], vocabulary: int | None,
+    orders: tuple[str, ...], tokens: int | None, steps: int | None, threads: int, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Time of a training step by n and backward order, beside what it costs in FLOPs.
+    """Time of a training step, in two parts: loops and heads.
 
-    Cells take turns by step, and the median counts. `beyond FLOPs` is the time against n = 1 in the same order, divided
-    by the FLOPs against n = 1. On 2 cores about five minutes.
+    Loops: next-token prediction in our bare loop, attention plainly causal as the peers'; with the masks of several
+    documents in a row; in Lightning, as a run trains; and by other libraries' models in the same shape. One that is
+    not installed is said to be (pip install 'mtp-lab[peers]').
+
+    Heads: by n and backward order, on rows of one document. `beyond FLOPs` is the time against n = 1 in the same order,
+    divided by the FLOPs against n = 1.
+
+    Whoever is compared takes one step in turn, and medians count. Options that name no part are both's. On 2 cores the
+    loops take about six minutes, the heads about five.
     """
     import torch
 
+    def settings(default: tuple[str, ...], objective: str, ns: tuple[int, ...], of_1m: int) -> list["Setting"]:
+        fields = {**options, "objective": objective}
+        return [
+            _setting({**fields, "size": size, "tokens": tokens or (of_1m if size == "1M" else 1024)}, ns)
+            for size in sizes or default
+        ]
+
+    loops = settings(("1M", "30M"), "next_token", (1,), 4096) if only != "heads" else []
+    heads = settings(("30M",), options["objective"], ns, 1024) if only != "loops" else []
+    torch.set_num_threads(threads)
+    show = not as_json
+    told = {
+        "loops": [_time_loops(each, vocabulary or 256, peers, steps or 20, show) for each in loops],
+        "heads": [_time_heads(each, ns, vocabulary or 32_000, orders, steps or 5, show) for each in heads],
+    }
+    if as_json:
+        print_json({**_where((loops + heads)[0]), **told})
+
+
+def _time_loops(setting: "Setting", vocabulary: int, peers: tuple[str, ...], steps: int, show: bool) -> dict[str, Any]:
+    """The first part of `train`, for one size."""
+    from lab.analysis.loops import WARMUP, compare
+
+    words = f"{_in_words(setting)}, V = {vocabulary:,}"
+    say(f"loops: {words}; {steps} steps of each")
+    with _rounds(steps + WARMUP) as listen:
+        told = compare(setting, vocabulary, peers, steps, listen)
+    if show:
+        _print_loops(words, told)
+    return told
+
+
+def _print_loops(words: str, told: dict[str, Any]) -> None:
+    names = {"bare": "ours", "masks": "ours, documents' masks", "lightning": "ours, masks, Lightning"}
+    lines = []
+    for row in told["loops"]:
+        name = names.get(row["loop"], row["loop"])
+        if row["missing"]:
+            lines.append([name, *[""] * 8, row["missing"]])
+            continue
+        low, high = row["seconds_quartiles"]
+        against, share = row["of_fastest_peer"], row["share_of_peak"]
+        lines.append(
+            [
+                name,
+                f"{row['non_embedding_parameters'] / 1e6:.3f}",
+                f"{row['flops_per_token'] / 1e6:.2f}",
+                f"{row['seconds']:.4g}",
+                f"{low:.4g}–{high:.4g}",
+                f"{row['tokens_per_second']:,.0f}",
+                f"{against:.3f}" if against else "",
+                f"{row['flops_per_second'] / 1e9:,.0f}",
+                f"{100 * share:.0f} %" if share else "n/a",
+                "",
+            ]
+        )
+    heads = (
+        "loop", "M inner\nparameters", "MFLOP/\ntoken", "seconds\na step", "quartiles", "tokens/s",
+        "of fastest\npeer's speed", "GFLOP/s", "of\npeak", "",
+    )  # fmt: skip
+    _print_table(words, heads, lines)
+    peak = told["peak_flops_per_second"]
+    click.echo(f"peak: {told['peak_of']}, {f'{peak / 1e9:,.0f} GFLOP/s' if peak else 'n/a'}")
+    ahead, lightning = told["bounds"]["ahead_of_peers"], told["bounds"]["lightning"]
+    if ahead:
+        missing = f"; not measured: {', '.join(ahead['missing'])}" if ahead["missing"] else ""
+        click.echo(
+            f"bound, ahead of the fastest peer ({ahead['peer']}): {ahead['of_fastest_peer']:.3f} > 1 "
+            f"{_holds(ahead['holds'])}{missing}"
+        )
+    ratio, at_most = lightning["of_bare_loop"], lightning["at_most"]
+    click.echo(f"bound, Lightning against the bare loop: {ratio:.3f} ≤ {at_most} {_holds(lightning['holds'])}")
+
+
+def _time_heads(
+    setting: "Setting", ns: tuple[int, ...], vocabulary: int, orders: tuple[str, ...], steps: int, show: bool
+) -> dict[str, Any]:
+    """The second part of `train`, for one size."""
     from lab.analysis.speed import TIME_BOUND, step_times
 
-    setting = _setting(options, ns)
-    torch.set_num_threads(threads)
-    say(f"{_in_words(setting)}, V = {vocabulary:,}; {threads} threads, {steps} steps of each cell")
+    words = f"{_in_words(setting)}, V = {vocabulary:,}"
+    say(f"heads: {words}; {steps} steps of each")
+    with _rounds(steps + 1) as listen:
+        rows = step_times(setting, ns, vocabulary, orders, steps, listen)  # type: ignore[arg-type]
+    holds = {row["order"]: row["beyond_flops"] <= TIME_BOUND for row in rows if row["n"] == 4 and 1 in ns}
+    if show:
+        lines = [
+            [
+                row["order"],
+                str(row["n"]),
+                f"{row['seconds']:.3f}",
+                f"{row['tokens_per_second']:,.0f}",
+                f"{row['flops_per_token'] / 1e9:.4g}",
+                f"{row['flops_per_second'] / 1e9:,.0f}",
+                *(f"{row[name]:.3f}" if row[name] else "" for name in ("relative_to_n1", "beyond_flops")),
+            ]
+            for row in rows
+        ]
+        heads = ("order", "n", "seconds\na step", "tokens/s", "GFLOP/\ntoken", "GFLOP/s", "time against\nn = 1")
+        _print_table(words, (*heads, f"beyond FLOPs\n(n = 4: ≤ {TIME_BOUND})"), lines)
+    return {
+        **_shape(setting),
+        "vocabulary": vocabulary,
+        "steps": steps,
+        "cells": rows,
+        "bound": {"n": 4, "at_most": TIME_BOUND, "holds": holds},
+    }
+
+
+@contextmanager
+def _rounds(rounds: int) -> Iterator[Callable[[int], None]]:
+    """A bar of rounds of steps; told each that is done, from 0."""
     started = time.perf_counter()
     with bars() as shown:
-        bar = shown.add_task("rounds of steps", total=steps + 1, about="")
+        bar = shown.add_task("rounds of steps", total=rounds, about="")
 
-        def listen(step: int) -> None:
-            left = (time.perf_counter() - started) / (step + 1) * (steps - step)
-            shown.update(bar, completed=step + 1, about=f"{_clock(left)} left")
+        def listen(turn: int) -> None:
+            left = (time.perf_counter() - started) / (turn + 1) * (rounds - turn - 1)
+            shown.update(bar, completed=turn + 1, about=f"{_clock(left)} left")
 
-        rows = step_times(setting, ns, vocabulary, orders, steps, listen)  # type: ignore[arg-type]
-    if as_json:
-        about = {**_about(setting), "vocabulary": vocabulary, "steps": steps}
-        holds = {row["order"]: row["beyond_flops"] <= TIME_BOUND for row in rows if row["n"] == 4 and 1 in ns}
-        print_json({**about, "cells": rows, "bound": {"n": 4, "at_most": TIME_BOUND, "holds": holds}})
-        return
-    lines = [
-        [
-            row["order"],
-            str(row["n"]),
-            f"{row['seconds']:.3f}",
-            f"{row['tokens_per_second']:,.0f}",
-            f"{row['flops_per_token'] / 1e9:.4g}",
-            f"{row['flops_per_second'] / 1e9:,.0f}",
-            *(f"{row[name]:.3f}" if row[name] else "" for name in ("relative_to_n1", "beyond_flops")),
-        ]
-        for row in rows
-    ]
-    heads = ("order", "n", "seconds\na step", "tokens/s", "GFLOP/\ntoken", "GFLOP/s", "time against\nn = 1")
-    _print_table(f"{_in_words(setting)}, V = {vocabulary:,}", (*heads, f"beyond FLOPs\n(n = 4: ≤ {TIME_BOUND})"), lines)
+        yield listen
 
 
 def _setting(options: dict[str, Any], ns: tuple[int, ...]) -> "Setting":
@@ -288,16 +405,22 @@ def _in_words(setting: "Setting") -> str:
     return f"{shape}, {setting.precision} on {setting.device.type}"
 
 
-def _about(setting: "Setting") -> dict[str, Any]:
-    """What was measured, where and by which code."""
-    from lab.experiments import provenance
-
+def _shape(setting: "Setting") -> dict[str, Any]:
+    """What was measured."""
     return {
         "objective": setting.objective,
         "size": setting.model.label,
         "tokens": setting.tokens,
         "context": setting.context,
         "precision": setting.precision,
+    }
+
+
+def _where(setting: "Setting") -> dict[str, Any]:
+    """Where it was measured, and by which code."""
+    from lab.experiments import provenance
+
+    return {
         "hardware": provenance.hardware(setting.device),
         "versions": provenance.versions(),
         "commit": provenance.commit(),
@@ -311,7 +434,7 @@ def _print_table(title: str, heads: tuple[str, ...], rows: list[list[str]]) -> N
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for head in heads:
-        table.add_column(head, justify="left" if head in ("order", "") else "right")
+        table.add_column(head, justify="left" if head in ("order", "loop", "") else "right")
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
@@ -319,6 +442,10 @@ def _print_table(title: str, heads: tuple[str, ...], rows: list[list[str]]) -> N
 
 def _mebibytes(number: int | None) -> str:
     return "" if number is None else f"{number / 2**20:,.0f}"
+
+
+def _holds(held: bool) -> str:
+    return "holds" if held else "does not hold"
 
 
 def _clock(seconds: float) -> str:
