@@ -73,6 +73,7 @@ def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bo
 
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: runs stop at a checkpoint
             started = time.monotonic()
+            count()
             for outcome in carry_out(todo, store, workers, end, listen):
                 ends[outcome.state] += 1
                 name = names[outcome.experiment.identity]
