@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 
 from lab.analysis import memory
 from lab.analysis.memory import Meter, available, bound, cells, estimate
-from lab.analysis.speed import Setting, step_times
+from lab.analysis.speed import Setting
 from lab.cli.bench import Bytes
 from lab.cli.main import cli
 from lab.errors import BadInput
@@ -143,23 +143,6 @@ def test_some_memory_is_available() -> None:
     assert 2**20 < available(CPU) < 2**50
 
 
-def test_step_times() -> None:
-    rounds: list[int] = []
-    rows = step_times(setting(), (1, 2), 100, ("joint", "fused"), 2, rounds.append)
-    assert rounds == [0, 1, 2]
-    assert [(row["order"], row["n"]) for row in rows] == [("joint", 1), ("joint", 2), ("fused", 1), ("fused", 2)]
-    for one, two in (rows[:2], rows[2:]):
-        assert one["relative_to_n1"] == one["beyond_flops"] == 1
-        assert two["relative_to_n1"] == pytest.approx(two["seconds"] / one["seconds"])
-        more = two["flops_per_token"] - one["flops_per_token"]
-        assert more == 6 * 32 * 100  # one more unembedding
-        assert two["beyond_flops"] == pytest.approx(
-            two["relative_to_n1"] / (two["flops_per_token"] / one["flops_per_token"])
-        )
-    (alone,) = step_times(setting(), (2,), 100, ("joint",), 1)
-    assert alone["relative_to_n1"] is alone["beyond_flops"] is None
-
-
 SMALL = ["--size", "1M", "--tokens", "32", "--context", "16", "--vocabulary", "50", "--device", "cpu"]
 
 
@@ -179,16 +162,6 @@ def test_bench_memory_for_people() -> None:
     shown = CliRunner().invoke(cli, ["bench", "memory", *SMALL, "--n", "2", "--limit", "1MiB"]).stdout
     assert shown.count("not run: takes about") == 3
     assert all(order in shown for order in ORDERS)
-
-
-def test_bench_train() -> None:
-    arguments = ["bench", "train", *SMALL, "--n", "1", "--n", "4", "--steps", "1", "--threads", "1"]
-    ran = CliRunner().invoke(cli, [*arguments, "--json"])
-    assert ran.exit_code == 0, ran.output
-    told = json.loads(ran.stdout.splitlines()[-1])
-    assert len(told["cells"]) == 6
-    assert told["bound"]["holds"].keys() == set(ORDERS)
-    assert "beyond FLOPs" in CliRunner().invoke(cli, [*arguments, "--order", "joint"]).stdout
 
 
 def test_amounts_of_memory() -> None:

@@ -285,7 +285,7 @@ def _print_loops(words: str, told: dict[str, Any]) -> None:
     for row in told["loops"]:
         name = names.get(row["loop"], row["loop"])
         if row["missing"]:
-            lines.append([name, *[""] * 8, row["missing"]])
+            lines.append([f"{name} (missing)", *[""] * 8])
             continue
         low, high = row["seconds_quartiles"]
         against, share = row["of_fastest_peer"], row["share_of_peak"]
@@ -300,16 +300,19 @@ def _print_loops(words: str, told: dict[str, Any]) -> None:
                 f"{against:.3f}" if against else "",
                 f"{row['flops_per_second'] / 1e9:,.0f}",
                 f"{100 * share:.0f} %" if share else "n/a",
-                "",
             ]
         )
     heads = (
         "loop", "M inner\nparameters", "MFLOP/\ntoken", "seconds\na step", "quartiles", "tokens/s",
-        "of fastest\npeer's speed", "GFLOP/s", "of\npeak", "",
+        "of fastest\npeer's speed", "GFLOP/s", "of\npeak",
     )  # fmt: skip
     _print_table(words, heads, lines)
+    for row in told["loops"]:
+        if row["missing"]:
+            click.echo(f"{row['loop']}: {row['missing']}")
     peak = told["peak_flops_per_second"]
-    click.echo(f"peak: {told['peak_of']}, {f'{peak / 1e9:,.0f} GFLOP/s' if peak else 'n/a'}")
+    by = "of the fastest matrix product" if told["peak_of"] == "products" else f"of {told['peak_of']}"
+    click.echo(f"peak, {by}: {f'{peak / 1e9:,.0f} GFLOP/s' if peak else 'n/a'}")
     ahead, lightning = told["bounds"]["ahead_of_peers"], told["bounds"]["lightning"]
     if ahead:
         missing = f"; not measured: {', '.join(ahead['missing'])}" if ahead["missing"] else ""

@@ -1,0 +1,333 @@
+"""Training loops compared at equal shapes: ours bare, ours with documents' masks, ours in Lightning, and peers.
+
+They take one step in turn, so that whatever else the machine does meets all of them; ratios are medians over rounds of
+the two times within one.
+"""
+
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
+from itertools import repeat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+
+from lab.analysis.peers import PEERS, NotInstalled, build_peer, flops_per_token, inner_parameters
+from lab.analysis.speed import BETAS, CLIP, LEARNING_RATE, Setting, adamw, causal_loss, take_step, wait
+from lab.experiments.experiment import Execution, Experiment
+from lab.experiments.run import build_trainer
+from lab.experiments.store import RunDirectory
+from lab.learning.callbacks import Checkpoint, Record
+from lab.learning.data import Step
+from lab.learning.module import LearningModule
+from lab.learning.settings import Train
+from lab.models.decoder import inner_width
+from lab.objectives.cost import non_embedding_parameters, training_flops_per_token
+from lab.tasks.polynomials import Polynomials
+
+LIGHTNING_BOUND = 1.03
+"""What a step in Lightning may take, of one in a bare loop on the same batch."""
+WARMUP = 2
+"""Rounds that do not count."""
+DOCUMENTS = 4
+"""Documents in a row, where there are masks."""
+OURS = ("bare", "masks", "lightning")
+"""Our loops: plain causal attention, as peers have; documents' masks; those, in Lightning, as a run trains."""
+
+PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+}
+"""FLOP/s of devices in bf16, dense, by what their names contain: manufacturers' figures."""
+
+
+def device_peak(name: str) -> float | None:
+    """The FLOP/s of `PEAKS` for a device's name; None when it is unknown, or a part of a device."""
+    words = set(re.split(r"[\s-]+", name))
+    found = (peak for key, peak in PEAKS.items() if set(key.split()) <= words and "MIG" not in words)
+    return next(found, None)
+
+
+class Contender(NamedTuple):
+    """What takes steps, and what one costs."""
+
+    step: Callable[[], None] | None
+    """None: takes its step while the others' turns are suspended."""
+    parameters: int
+    """Those of no embedding."""
+    flops: int
+    """Of a position, in training."""
+    version: str | None = None
+    """Of the library."""
+
+
+def compare(
+    setting: Setting,
+    vocabulary: int,
+    peers: Sequence[str],
+    steps: int,
+    listen: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Steady-state speed of our loops and of peers at one shape, on fixed batches of random tokens.
+
+    Args:
+        setting: what is measured on; next-token prediction.
+        vocabulary: tokens.
+        peers: names among `lab.analysis.peers.PEERS`; one that is not installed has a row that says so.
+        steps: rounds that count, each a step of everyone.
+        listen: told each round done, from 0, warm-up included.
+
+    Returns:
+        A JSON object: the shape, the FLOP/s that count as the peak (on a CPU the fastest matrix product's, measured in
+        turn with the rest; on a GPU the device's, null if unknown), the bounds, and `loops`, a row for each loop: its
+        time and speed, or why it is `missing`.
+    """
+    contenders, missing = ours(setting, vocabulary), {}
+    for name in peers:
+        try:
+            contenders[name] = peer(setting, name, vocabulary)
+        except NotInstalled as error:
+            missing[name] = str(error)
+    products = matmuls(setting) if setting.device.type == "cpu" else {}
+    turns: dict[str, Callable[[], None] | None] = {name: each.step for name, each in contenders.items()}
+    turns |= {name: step for name, (step, _) in products.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    rounds = steps + WARMUP
+    in_lightning(setting, vocabulary, rounds, take_turns(turns, rounds, seconds, setting.device, listen))
+    times = {name: np.array(each[WARMUP:]) for name, each in seconds.items()}
+    peak: float | None
+    if products:
+        peak, peak_of = max(flops / float(np.median(times[name])) for name, (_, flops) in products.items()), "products"
+    else:
+        peak_of = torch.cuda.get_device_name(setting.device)
+        peak = device_peak(peak_of)
+    fastest = min(
+        (name for name in peers if name in times), key=lambda name: float(np.median(times[name])), default=None
+    )
+    measured = {name: _row(each, setting.tokens, peak, times, name, fastest) for name, each in contenders.items()}
+    rows = [{"loop": name, "missing": missing.get(name), **measured.get(name, {})} for name in (*OURS, *peers)]
+    layers, width, heads = setting.model.shape
+    return {
+        "size": setting.model.label,
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "vocabulary": vocabulary,
+        "tokens": setting.tokens,
+        "context": setting.context,
+        "documents_in_a_row": DOCUMENTS,
+        "precision": setting.precision,
+        "steps": steps,
+        "peak_flops_per_second": peak,
+        "peak_of": peak_of,
+        "loops": rows,
+        "bounds": _bounds(times, fastest, missing),
+    }
+
+
+def take_turns(
+    steps: dict[str, Callable[[], None] | None],
+    rounds: int,
+    seconds: dict[str, list[float]],
+    device: torch.device,
+    listen: Callable[[int], None],
+) -> Iterator[None]:
+    """Everyone takes a step in each round; the times go to `seconds`.
+
+    The order rotates, and every other round it is backwards: who comes next finds the caches and the heap as the one
+    before left them, and that should not always be the same one.
+
+    Yields:
+        When it is the turn of who has None for a step: it takes it, then goes on with the iterator.
+    """
+    names = list(steps)
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in (names[first:] + names[:first])[:: -1 if turn % 2 else 1]:
+            step = steps[name]
+            wait(device)
+            started = time.perf_counter()
+            if step is None:
+                yield
+            else:
+                step()
+            wait(device)
+            seconds[name].append(time.perf_counter() - started)
+        listen(turn)
+
+
+def ours(setting: Setting, vocabulary: int) -> dict[str, Contender]:
+    """Our loops; the bare ones share a model."""
+    trainer = setting.trainer(1, vocabulary)
+    model, optimizer, precision = trainer
+    plain, masked = (setting.batch(1, vocabulary, documents) for documents in (1, DOCUMENTS))
+    cost = non_embedding_parameters(model), training_flops_per_token(model, setting.context)
+    bare = partial(take_step, model, optimizer, precision, lambda: causal_loss(model, plain))
+    steps = bare, lambda: trainer.step(masked, "joint"), None
+    return {name: Contender(step, *cost) for name, step in zip(OURS, steps, strict=True)}
+
+
+def peer(setting: Setting, name: str, vocabulary: int) -> Contender:
+    """A peer in the same shape, on the same tokens.
+
+    Raises:
+        NotInstalled: its library is missing.
+    """
+    shape, context = setting.model.shape, setting.context
+    built = build_peer(name, shape, vocabulary, context)
+    model = built.model.to(setting.device).train()
+    tokens = setting.batch(1, vocabulary).tokens
+    inputs, wanted = tokens[:, :-1].contiguous(), tokens[:, 1:].flatten()
+
+    def loss() -> torch.Tensor:
+        return F.cross_entropy(built.logits(inputs).flatten(0, 1).float(), wanted)
+
+    return Contender(
+        partial(take_step, model, adamw(model), setting.precision, loss),
+        sum(each.numel() for each in inner_parameters(built)),
+        flops_per_token(built, shape, vocabulary, context),
+        version(PEERS[name].package) if PEERS[name].module else None,
+    )
+
+
+def matmuls(setting: Setting) -> dict[str, tuple[Callable[[], None], int]]:
+    """Matrix products in fp32 with the FLOPs of each: a large square one, and the model's own largest."""
+    width, side = setting.model.shape.width, 2048
+    shapes = {
+        "square product": (side, side, side),
+        "model's product": (setting.tokens, width, 2 * inner_width(width)),
+    }
+    found: dict[str, tuple[Callable[[], None], int]] = {}
+    for name, (m, k, n) in shapes.items():
+        times = max(1, side**3 // (m * k * n))  # as long as the square one
+        a, b, c = torch.randn(m, k), torch.randn(k, n), torch.empty(m, n)
+        found[name] = partial(_multiply, a, b, c, times), 2 * m * k * n * times
+    return found
+
+
+def _multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, times: int) -> None:
+    for _ in range(times):
+        torch.mm(a, b, out=out)
+
+
+class _Between(L.Callback):
+    """Lets the others take their turns before each of Lightning's steps."""
+
+    def __init__(self, turns: Iterator[None]) -> None:
+        self.turns = turns
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        next(self.turns, None)
+
+
+class _Same(IterableDataset[Step]):
+    """The same step, over and over."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+
+    def __iter__(self) -> Iterator[Step]:
+        return repeat(self.step)
+
+
+def in_lightning(setting: Setting, vocabulary: int, steps: int, turns: Iterator[None]) -> nn.Module:
+    """Train in Lightning as a run does, from the weights and on the batch that the bare loop with masks has.
+
+    One fit with a run's module, trainer, loggers and callbacks (no evaluation; logging and checkpoints as seldom as a
+    run's). `turns` goes on once before each step: between two of them lies all that the loop does for one step. One
+    step more than `steps` is taken, so that the last of these ends like the others.
+
+    Returns:
+        The model, trained for `steps` + 1 steps.
+
+    Raises:
+        KeyboardInterrupt: the process was told to stop.
+    """
+    train = Train(
+        steps=steps + 1, lr=LEARNING_RATE, betas=BETAS, clip=CLIP, weight_decay=0.0, warmup=0, decay_ratio=1.0
+    )
+    experiment = Experiment(
+        task=Polynomials(),  # stands for any: the batch is given
+        model=setting.model,
+        train=train,
+        precision=setting.precision,
+        execution=Execution(device="cuda" if setting.device.type == "cuda" else "cpu"),
+    )
+    model = setting.trainer(1, vocabulary).model
+    batch = setting.batch(1, vocabulary, DOCUMENTS)
+    step = Step(batch, torch.empty(0, dtype=torch.int64), setting.tokens)
+    with tempfile.TemporaryDirectory() as store:
+        directory = RunDirectory(Path(store), experiment)
+        directory.checkpoint.parent.mkdir(parents=True)
+        callbacks = [
+            _Between(turns),
+            Record(experiment.execution.log_every, lambda _: None),
+            Checkpoint(directory.checkpoint, experiment.execution.checkpoint_every, lambda: False),
+        ]
+        trainer = build_trainer(experiment, directory, setting.device, 0, callbacks)
+        try:
+            trainer.fit(LearningModule(model, train, questions=0), DataLoader(_Same(step), batch_size=None))
+        except SystemExit as error:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from error
+    return model
+
+
+def _row(
+    contender: Contender,
+    tokens: int,
+    peak: float | None,
+    times: dict[str, NDArray[np.float64]],
+    name: str,
+    fastest: str | None,
+) -> dict[str, Any]:
+    """What is told of a loop that was measured."""
+    low, median, high = (float(each) for each in np.percentile(times[name], (25, 50, 75)))
+    speed = contender.flops * tokens / median
+    return {
+        "version": contender.version,
+        "non_embedding_parameters": contender.parameters,
+        "flops_per_token": contender.flops,
+        "seconds": median,
+        "seconds_quartiles": [low, high],
+        "tokens_per_second": tokens / median,
+        "of_fastest_peer": _ratio(times[fastest], times[name]) if fastest else None,
+        "flops_per_second": speed,
+        "share_of_peak": speed / peak if peak else None,
+    }
+
+
+def _bounds(times: dict[str, NDArray[np.float64]], fastest: str | None, missing: dict[str, str]) -> dict[str, Any]:
+    """Whether we are ahead of the fastest peer (null when none was measured), and what Lightning costs."""
+    lightning = _ratio(times["lightning"], times["masks"])
+    ahead = None
+    if fastest:
+        speed = _ratio(times[fastest], times["bare"])
+        ahead = {"peer": fastest, "of_fastest_peer": speed, "above": 1.0, "holds": speed > 1, "missing": [*missing]}
+    return {
+        "ahead_of_peers": ahead,
+        "lightning": {"of_bare_loop": lightning, "at_most": LIGHTNING_BOUND, "holds": lightning <= LIGHTNING_BOUND},
+    }
+
+
+def _ratio(ones: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    """The median over rounds of a ratio."""
+    return float(np.median(ones / others))
