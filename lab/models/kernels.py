@@ -67,13 +67,13 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
+        """LayerNorm's, with 0 for the mean, and without what it takes off since its mean moves with x."""
         x, weight, inverse = ctx.saved_tensors
-        normal = x * inverse
-        product = gradient * normal
-        of_weight = product.flatten(0, -2).sum(0)
-        along = (product @ weight).unsqueeze(-1).div_(-x.shape[-1])
-        of_x = torch.mul(gradient, weight, out=product).addcmul_(normal, along).mul_(inverse)
-        return of_x, of_weight, None
+        of_x, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
+            gradient, x, weight.shape, torch.zeros_like(inverse), inverse, weight, None, [True, True, False]
+        )
+        taken_off = (gradient @ weight).unsqueeze(-1).mul_(inverse).div_(x.shape[-1])
+        return of_x.add_(taken_off), of_weight, None
 
 
 class _SwiGLU(torch.autograd.Function):
