@@ -8,11 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lab.models.sizes import Model
 from lab.objectives import LanguageModel, ObjectiveConfig, build_model
 from lab.objectives.backward import Order, losses
-from lab.objectives.base import Batch, cross_entropy, targets
+from lab.objectives.base import Batch, targets
+from lab.objectives.cross_entropy import cross_entropy
 from lab.objectives.next_token import NextToken
 from lab.objectives.parallel import Parallel, ParallelHeads
 
@@ -98,9 +100,10 @@ def test_cross_entropy(seed: int, share: float) -> None:
     logits = 3 * torch.randn(10, VOCABULARY, generator=generator)
     wanted = torch.randint(VOCABULARY, (10,), generator=generator)
     wanted[torch.rand(10, generator=generator) < share] = -100
+    logits[0] *= 30  # in float32 most probabilities are then 0
     mean, number = naive_loss(logits, wanted)
-    torch.testing.assert_close(cross_entropy(logits, wanted, "sum").double(), mean * number, rtol=1e-6, atol=1e-6)
-    each = cross_entropy(logits, wanted, "none")
+    each = cross_entropy(logits.clone(), wanted)
+    torch.testing.assert_close(each.sum().double(), mean * number, rtol=1e-6, atol=1e-6)
     assert each.shape == (10,)
     for loss, target, scores in zip(each, wanted, logits, strict=True):
         expected = naive_loss(scores[None], target[None])[0]
@@ -111,14 +114,35 @@ def test_cross_entropy(seed: int, share: float) -> None:
 def test_cross_entropy_of_bfloat16_is_computed_in_float32() -> None:
     logits = torch.randn(50, VOCABULARY, generator=torch.Generator().manual_seed(0)).bfloat16()
     wanted = torch.zeros(50, dtype=torch.int64)
-    loss = cross_entropy(logits, wanted, "sum")
+    loss = cross_entropy(logits, wanted).sum()
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double() / 50, naive_loss(logits, wanted)[0], rtol=1e-6, atol=1e-6)
 
 
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+def test_gradients_of_cross_entropy_are_torchs(seed: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(7, VOCABULARY, generator=generator, dtype=dtype).requires_grad_()
+    x, scales = torch.randn(9, 7, generator=generator, dtype=dtype), torch.rand(9, generator=generator)
+    wanted = torch.randint(VOCABULARY, (9,), generator=generator)
+    wanted[torch.rand(9, generator=generator) < 0.3] = -100
+    (ours,) = torch.autograd.grad((cross_entropy(x @ weight, wanted) * scales).sum(), weight)
+    wide = (x @ weight) if dtype == torch.float64 else (x @ weight).float()
+    theirs = F.cross_entropy(wide, wanted, reduction="none")
+    (expected,) = torch.autograd.grad((theirs * scales).sum(), weight)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_logits_that_their_maker_needs_are_not_overwritten_unnoticed() -> None:
+    x = torch.randn(3, VOCABULARY, requires_grad=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(cross_entropy(x.exp(), torch.zeros(3, dtype=torch.int64)).sum(), x)
+
+
 def test_no_targets_mean_no_loss_and_no_gradient() -> None:
     logits = torch.randn(3, VOCABULARY, requires_grad=True)
-    loss = cross_entropy(logits, torch.full((3,), -100), "sum")
+    loss = cross_entropy(logits, torch.full((3,), -100)).sum()
     torch.autograd.backward(loss)
     assert loss.item() == 0.0
     assert logits.grad is not None

@@ -158,8 +158,8 @@ def estimate(model: LanguageModel, tokens: int, context: int, order: Order) -> i
       inputs and outputs of norms and products), 4 inner widths, and its attention's probabilities, or 3 widths in rows
       that are too long for that; and the mask, once. With `joint` or chained heads that is all layers, else the
       trunk's and one head's, since heads are done with one by one.
-    - With `joint` each head's log-probabilities and two more of their size in the softmax's backward pass; else three
-      for one head or chunk.
+    - With `joint` each head's logits, whose memory `lab.objectives.cross_entropy` makes do with; else those of one head
+      or chunk.
     - But with `joint`, the gradients of the heads' parameters, and where those of heads or chunks are added up, as many
       of the unembedding as were found to be there. All others are made later, while activations go.
     - Of the heads a few widths: 2 each with `joint`, 5 in all else.
@@ -176,11 +176,11 @@ def estimate(model: LanguageModel, tokens: int, context: int, order: Order) -> i
     activations = round(4 * tokens * (kept * layer + context + in_heads * width))
     logits = 4 * tokens * unembedding.shape[0]
     if order == "joint":
-        return activations + (objective.n + 2) * logits
+        return activations + objective.n * logits
     chunk = min(logits, CHUNK_BYTES) if order == "fused" else logits
     added_up = 2 * (objective.n > 1) + 2 * (chunk < logits)
     gradients = _bytes(objective.parameters()) + added_up * _bytes([unembedding])
-    return activations + 3 * chunk + gradients
+    return activations + chunk + gradients
 
 
 def available(device: torch.device) -> int:

@@ -18,8 +18,9 @@ from lab.learning.data import CHUNK, Steps, examples_per_step, packed_batch, sel
 from lab.models.sizes import Model
 from lab.objectives import LanguageModel, ObjectiveConfig, build_model
 from lab.objectives.backward import Order, losses
-from lab.objectives.base import Batch, cross_entropy, targets
+from lab.objectives.base import Batch, targets
 from lab.objectives.cost import instantiate, training_flops_per_token
+from lab.objectives.cross_entropy import cross_entropy
 from lab.tasks.base import Examples
 from lab.tasks.polynomials import Expression, Polynomials
 
@@ -161,7 +162,7 @@ def causal_loss(model: LanguageModel, batch: Batch) -> torch.Tensor:
     context = model.decoder.context(inputs, None)
     logits = next(model.objective.logits(model.decoder, model.decoder(inputs, context), context, 1))
     wanted = targets(batch, 1, inputs.shape[1]).flatten()
-    return cross_entropy(logits.flatten(0, 1), wanted, "sum") / (wanted != -100).sum()
+    return cross_entropy(logits.flatten(0, 1), wanted).sum() / (wanted != -100).sum()
 
 
 class Setting(NamedTuple):

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from lab.models.decoder import Decoder
-from lab.objectives.base import Batch, Objective, cross_entropy, targets
+from lab.objectives.base import Batch, Objective, targets
+from lab.objectives.cross_entropy import cross_entropy
 
 Order = Literal["joint", "sequential", "fused"]
 
@@ -138,11 +139,9 @@ class _Heads:
     def loss(self, head: int, latent_MD: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Sums of a head's cross-entropies over a part of all positions: by importance, and (detached) as they are."""
         logits = self.objective.read(self.decoder, head + 1, latent_MD)
-        if self.importance is None:
-            total = cross_entropy(logits, self.targets[head][part], "sum")
-            return total, total.detach()
-        nats = cross_entropy(logits, self.targets[head][part], "none")
-        return (nats * self.importance[part]).sum(), nats.detach().sum()
+        nats = cross_entropy(logits, self.targets[head][part])
+        weighed = nats if self.importance is None else nats * self.importance[part]
+        return weighed.sum(), nats.detach().sum()
 
     def differentiate(
         self, head: int, latent_BTD: Tensor, scale: Tensor, chunk: int, parameters: Sequence[Tensor]

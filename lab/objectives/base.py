@@ -2,11 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lab.models.decoder import Context, Decoder
 
@@ -43,12 +42,6 @@ def targets(batch: Batch, offset: int, positions: int) -> Tensor:
     ahead = slice(offset, offset + positions)
     valid = (batch.documents[:, ahead] == here) & (here >= 0) & batch.trained[:, ahead]
     return batch.tokens[:, ahead].masked_fill(~valid, -100)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, reduction: Literal["sum", "none"]) -> Tensor:
-    """Cross-entropy in nats of logits [M, V] at targets [M], 0 where the target is -100; in float32 or wider."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(wide, targets, ignore_index=-100, reduction=reduction)
 
 
 class Objective(nn.Module, ABC):
