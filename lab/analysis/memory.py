@@ -159,7 +159,7 @@ def estimate(model: LanguageModel, tokens: int, context: int, order: Order) -> i
       that are too long for that; and the mask, once. With `joint` or chained heads that is all layers, else the
       trunk's and one head's, since heads are done with one by one.
     - With `joint` each head's logits, whose memory `lab.objectives.cross_entropy` makes do with; else those of one head
-      or chunk.
+      or chunk; or 2 inner widths of gradients within a layer, where that is more.
     - But with `joint`, the gradients of the heads' parameters, and where those of heads or chunks are added up, as many
       of the unembedding as were found to be there. All others are made later, while activations go.
     - Of the heads a few widths: 2 each with `joint`, 5 in all else.
@@ -174,13 +174,13 @@ def estimate(model: LanguageModel, tokens: int, context: int, order: Order) -> i
     probabilities = width // model.decoder.head_width * kernels.keys_kept(context)
     layer = (8 if probabilities else 11) * width + 4 * inner_width(width) + probabilities
     activations = round(4 * tokens * (kept * layer + context + in_heads * width))
-    logits = 4 * tokens * unembedding.shape[0]
+    logits, within = 4 * tokens * unembedding.shape[0], 4 * tokens * 2 * inner_width(width)
     if order == "joint":
-        return activations + objective.n * logits
+        return activations + max(objective.n * logits, within)
     chunk = min(logits, CHUNK_BYTES) if order == "fused" else logits
     added_up = 2 * (objective.n > 1) + 2 * (chunk < logits)
     gradients = _bytes(objective.parameters()) + added_up * _bytes([unembedding])
-    return activations + chunk + gradients
+    return activations + max(chunk, within) + gradients
 
 
 def available(device: torch.device) -> int:
