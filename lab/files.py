@@ -7,6 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A place beside `path` to write a file to; when the block ends it is moved to `path`, or removed if that failed.
@@ -21,6 +27,7 @@ def whole(path: Path) -> Iterator[Path]:
         yield fresh
         with fresh.open("rb") as file:
             os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o666 & ~_umask())  # some writers keep what they write to its owner
         os.replace(fresh, path)
     except BaseException as error:
         with contextlib.suppress(OSError):

@@ -104,3 +104,4 @@ def test_autocast_uses_the_plain_formulas() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert not kernels.serve(x)
     assert not kernels.serve(x.to("meta"))
+    assert not kernels.serve(x.bfloat16())

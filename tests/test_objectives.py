@@ -134,6 +134,24 @@ def test_gradients_of_cross_entropy_are_torchs(seed: int, dtype: torch.dtype) ->
     torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.parametrize("form", ["slice", "transposed", "expanded"])
+def test_cross_entropy_of_logits_that_are_a_view(form: str) -> None:
+    whole = torch.randn(100, 300, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    wanted = torch.arange(100) % 64
+
+    def logits() -> Tensor:
+        views = {"slice": whole[:, 5:], "transposed": whole[:, :100].t(), "expanded": whole[:1].expand(100, -1)}
+        return 2 * views[form] if form != "slice" else (2 * whole)[:, 5:]
+
+    ours = cross_entropy(logits(), wanted)
+    theirs = F.cross_entropy(logits(), wanted, reduction="none")
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(each.sum(), whole, retain_graph=True)[0] for each in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        torch.autograd.grad(ours.sum(), whole)
+
+
 def test_logits_that_their_maker_needs_are_not_overwritten_unnoticed() -> None:
     x = torch.randn(3, VOCABULARY, requires_grad=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

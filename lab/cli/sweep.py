@@ -3,6 +3,7 @@
 import signal
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,10 @@ def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bo
     names = {cell.experiment.identity: _name(cell.axes) for cell, _ in found}
     todo = [cell.experiment for cell, state in found if not state.result and (retry or not state.reason)]
     ends: Counter[str] = Counter(state.name for _, state in found if state.result or (state.reason and not retry))
-    say(f"{path}, scale {scale}: {len(found)} runs, {ends['done']} done before, {len(todo)} to do")
+    before = ", ".join(
+        f"{ends[state]} {state} before" for state in ("done", "failed") if ends[state] or state == "done"
+    )
+    say(f"{path}, scale {scale}: {len(found)} runs, {before}, {len(todo)} to do")
     if todo:
         with bars() as shown:
             total = shown.add_task(loaded.name, total=len(found), completed=ends["done"], about="runs")
@@ -74,27 +78,27 @@ def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bo
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: runs stop at a checkpoint
             started = time.monotonic()
             count()
-            for outcome in carry_out(todo, store, workers, end, listen):
-                ends[outcome.state] += 1
-                name = names[outcome.experiment.identity]
-                if outcome.experiment.identity in lines:
-                    shown.remove_task(lines.pop(outcome.experiment.identity))
-                count()
-                if outcome.state != "stopped":
-                    minutes = (time.monotonic() - started) / 60
-                    line = f"{minutes:5.1f} min  {outcome.state}  {name}  {outcome.reason}"
-                    shown.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            with closing(carry_out(todo, store, workers, end, listen)) as outcomes:
+                for outcome in outcomes:
+                    ends[outcome.state] += 1
+                    name = names[outcome.experiment.identity]
+                    if outcome.experiment.identity in lines:
+                        shown.remove_task(lines.pop(outcome.experiment.identity))
+                    count()
+                    if outcome.state != "stopped":
+                        minutes = (time.monotonic() - started) / 60
+                        line = f"{minutes:5.1f} min  {outcome.state}  {name}  {outcome.reason}"
+                        shown.console.print(line, highlight=False, markup=False, soft_wrap=True)
     if as_json:
         counts = {state: ends[state] for state in ("done", "failed", "stopped", "busy", "waiting")}
         print_json({"sweep": path, "scale": scale, "runs": len(found), **counts})
     left = len(found) - ends["done"]
-    say(f"{ends['done']} of {len(found)} runs done" + (f"; go on with: {loaded.command(store)}" if left else ""))
+    again = loaded.command(store) + (" --retry" if left == ends["failed"] else "")
+    say(f"{ends['done']} of {len(found)} runs done" + (f"; go on with: {again}" if left else ""))
     if not left and not as_json:
         click.get_current_context().invoke(show, path=path, scale=scale, store=store)
     if ends["failed"]:
-        raise Failure(
-            f"{ends['failed']} runs failed; see lab sweep status {path} --scale {scale}, run again with --retry"
-        )
+        raise Failure(f"failed: {ends['failed']} of {len(found)} runs; see lab sweep status {path} --scale {scale}")
 
 
 @sweep.command()
@@ -152,7 +156,10 @@ def show(path: str, scale: str, split: str, checkpoint: str, table: Path | None,
     found = list(zip(loaded.cells, states(loaded, store), strict=True))
     finished = [(cell, state.result) for cell, state in found if state.result is not None]
     if not finished:
-        raise Failure(f"{path}, scale {scale}: no run is finished yet; begin with: {loaded.command(store)}")
+        failed = sum(state.name == "failed" for _, state in found)
+        which = f"none of {len(found)} runs is finished, {failed} failed; see lab sweep status {path} --scale {scale}"
+        begin = f"no run is finished yet; begin with: {loaded.command(store)}"
+        raise Failure(f"{path}, scale {scale}: {which if failed else begin}")
     frame = tidy(finished)
     if checkpoint not in set(frame.checkpoint):
         raise BadInput(f"--checkpoint: {checkpoint} is not allowed: {path} runs without evaluation.{checkpoint}: true")

@@ -29,7 +29,8 @@ class Execution(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes a GPU when there is one."""
     threads: int | None = Field(default=None, ge=1, le=1024)
-    """CPU threads of a run; all cores, shared between workers, when null. (Sums in another order change last bits.)"""
+    """CPU threads of a run; all cores (or OMP_NUM_THREADS), shared between workers, when null. (Sums in another order
+    change last bits.)"""
     backward: Literal["auto", "joint", "sequential", "fused"] = "auto"
     """How many heads' logits are in memory at once: all, one, or a part of one; auto chooses by their size."""
     passes: int = Field(default=1, ge=1, le=4096)

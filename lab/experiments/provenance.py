@@ -27,6 +27,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads() -> int:
+    """CPU threads to use in all: OMP_NUM_THREADS, where that is set, else one a core."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdigit() and int(said) else cores()
+
+
 def versions() -> dict[str, str]:
     """The versions that move numbers."""
     return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "lightning", "numpy")}}

@@ -22,7 +22,7 @@ from lab.experiments.experiment import Experiment
 from lab.experiments.inheritance import final_weights, inherit, met
 from lab.experiments.store import Result, RunDirectory, find_run, write_json
 from lab.files import whole
-from lab.learning.callbacks import Checkpoint, JsonLines, Record, Validate
+from lab.learning.callbacks import Checkpoint, CheckpointFiles, JsonLines, Record, Validate
 from lab.learning.data import StepsDataModule, by_set, questions
 from lab.learning.evaluation import evaluate
 from lab.learning.module import LearningModule
@@ -72,7 +72,7 @@ def execute(
     if result is not None:
         return result
     device = choose_device(experiment.execution.device)
-    torch.set_num_threads(experiment.execution.threads or threads or provenance.cores())
+    torch.set_num_threads(experiment.execution.threads or threads or provenance.threads())
     with directory.claimed():
         result = directory.read_result()
         if result is not None:  # finished by another process since we looked
@@ -164,7 +164,7 @@ def build_trainer(
     return L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
-        plugins=[LightningEnvironment()],  # one process, whatever a cluster's variables say
+        plugins=[LightningEnvironment(), CheckpointFiles()],  # one process, whatever a cluster's variables say
         precision="bf16-mixed" if experiment.precision == "bf16" else "32-true",
         accumulate_grad_batches=experiment.execution.passes,
         max_steps=experiment.train.steps,

@@ -1,6 +1,7 @@
 """Carries out a study's trials: each is a run of the lab, or one for each seed, found again by identity."""
 
 import contextlib
+import logging
 import multiprocessing
 import signal
 import time
@@ -17,15 +18,17 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from lab.errors import one_line
+from lab.experiments import provenance
 from lab.experiments import search as searches
 from lab.experiments.experiment import Experiment
-from lab.experiments.provenance import cores
 from lab.experiments.search import Search, put_back, suggest
 from lab.experiments.store import Busy, Result, kept_results
 from lab.experiments.study import Arm, Study
-from lab.experiments.workers import take_gpu, undisturbed
+from lab.experiments.workers import STOPPING, take_gpu, undisturbed
 from lab.learning.progress import Progress
 from lab.tasks.base import Row
+
+log = logging.getLogger(__name__)
 
 
 class News(NamedTuple):
@@ -47,7 +50,7 @@ def carry_out(study: Study, url: str, store: Path, workers: int, deadline: float
     their trials wait anew. When a worker dies the others go on, with its trial as well.
     """
     spawn = multiprocessing.get_context("spawn")
-    threads = max(1, cores() // workers)
+    threads = max(1, provenance.threads() // workers)
     processes: dict[Connection, SpawnProcess] = {}
     try:
         for place in range(workers):
@@ -69,7 +72,9 @@ def carry_out(study: Study, url: str, store: Path, workers: int, deadline: float
                         Search(study, url, begin=False).count_from_now()
                         yield News("", "lost", "a worker process was killed")
     finally:
-        with undisturbed():
+        if processes:
+            log.info(STOPPING)
+        with undisturbed(list(processes.values())):
             for connection in processes:
                 connection.close()
             for process in processes.values():

@@ -1,24 +1,30 @@
 """Runs in several local processes at once, whatever becomes of the processes."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from lab.errors import Failure, one_line
+from lab.experiments import provenance
 from lab.experiments.experiment import Experiment
-from lab.experiments.provenance import cores
 from lab.experiments.store import Busy, RunDirectory
 from lab.learning.progress import Progress
+
+log = logging.getLogger(__name__)
+
+STOPPING = "stopping at a checkpoint; once more to stop at once"
 
 LIVES = 5
 """Processes that may be killed over a run, without its coming to a further checkpoint, before it counts as failed."""
@@ -41,7 +47,7 @@ def carry_out(
     workers: int,
     deadline: float,
     listen: Callable[[str, Progress], None],
-) -> Iterator[Outcome]:
+) -> Generator[Outcome]:
     """Carry out runs, `workers` at a time, and yield each outcome as it comes; a run begins when its source is done.
 
     The processes are kept alive from run to run (importing Lightning takes seconds), share the cores evenly, and take
@@ -60,7 +66,7 @@ def carry_out(
     ready = deque(experiment for experiment in experiments if experiment.source not in identities)
     deaths: dict[str, _Deaths] = {}
     # By workers, not by runs left: the last run of a sweep, gone on with alone, must keep its threads to keep its bits.
-    order = _Order(store, deadline, max(1, cores() // workers))
+    order = _Order(store, deadline, max(1, provenance.threads() // workers))
     with _crew(min(workers, len(experiments)), order) as crew:
         while ready or any(worker.run for worker in crew):
             for worker in crew:
@@ -92,9 +98,15 @@ def carry_out(
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM are not heard: for an end that must not be left half done, and is near."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+def undisturbed(processes: Sequence[BaseProcess]) -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM kill these processes, and nothing else: for an end that must not be left half done."""
+
+    def kill(*_: object) -> None:
+        for process in processes:
+            process.kill()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, kill) for number in numbers}
     try:
         yield
     finally:
@@ -198,7 +210,9 @@ class _Worker:
         while self.process.is_alive():
             with contextlib.suppress(EOFError, OSError):
                 while self.pipe.poll(0.05):  # what it says is heard, so that it is not kept waiting
-                    self.pipe.recv()
+                    said = self.pipe.recv()
+                    if not isinstance(said, Progress) and said[0] == "failed":
+                        log.warning("failed: %s", said[1])
             self.process.join(0.05)
 
 
@@ -211,7 +225,9 @@ def _crew(size: int, order: _Order) -> Iterator[list[_Worker]]:
             crew.append(_Worker(order, place))
         yield crew
     finally:
-        with undisturbed():
+        if any(worker.run for worker in crew):
+            log.info(STOPPING)
+        with undisturbed([worker.process for worker in crew]):
             for worker in crew:
                 worker.stop()
             for worker in crew:

@@ -10,6 +10,8 @@ from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers.logger import Logger
 
 from lab.errors import Failure
@@ -37,7 +39,7 @@ class JsonLines(Logger):
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
@@ -163,6 +165,14 @@ class Validate(L.Callback):
         self.curve.append({"step": step, **row})
         for logger in trainer.loggers:
             logger.log_metrics(row, step)
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes checkpoints where they are to be; Lightning's own go through memory and the folder of temporary files."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with open(path, "wb") as file:
+            torch.save(checkpoint, file)
 
 
 class Checkpoint(L.Callback):

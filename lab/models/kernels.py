@@ -22,8 +22,8 @@ ROWS = 64
 
 
 def serve(x: Tensor) -> bool:
-    """Whether these kernels are to be used on x: on a CPU, in its own precision."""
-    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    """Whether these kernels are to be used on x: on a CPU, in float32 or wider."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
 
 
 def keys_kept(positions: int) -> float:

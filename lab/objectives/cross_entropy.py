@@ -18,10 +18,11 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     Args:
         logits: [M, V]. They are overwritten (if they are float32 or wider, and on a CPU), so nobody else may need them:
             autograd refuses where what they were made by does.
-        targets: [M] int64.
+        targets: [M] int64: tokens, or -100.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return _CrossEntropy.apply(wide, targets)  # type: ignore[no-any-return,no-untyped-call]
+    # Contiguous, since what writes over its own input is right for nothing else.
+    return _CrossEntropy.apply(wide.contiguous(), targets)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -38,7 +39,9 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        gradient, ctx.log_probabilities = ctx.log_probabilities, None  # overwritten: there is no second time
+        if ctx.log_probabilities is None:
+            raise RuntimeError("cross_entropy can be differentiated once: its memory holds the gradient then")
+        gradient, ctx.log_probabilities = ctx.log_probabilities, None
         scale = upstream.masked_fill(ctx.targets == -100, 0.0)[:, None]
         gradient.exp_().mul_(scale)
         gradient.scatter_add_(1, ctx.targets.clamp(min=0)[:, None], -scale)
