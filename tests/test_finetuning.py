@@ -399,7 +399,7 @@ def test_what_waits_for_a_source_in_vain_is_left_and_the_others_go_on(tmp_path: 
     for cell in (sweep.sources[1], *sweep.cells[2:4]):
         execute(cell.experiment, store)
     again = lab("sweep", "run", path, "--store", store, "--json")
-    assert "6 done before, 0 to do" in again.stderr
+    assert "6 done before, 1 failed before, 0 to do" in again.stderr
     assert counted(again) == {"runs": 9, "done": 6, "failed": 1, "waiting": 2}
     again = lab("sweep", "run", path, "--store", store, "--retry", "--json")
     assert "6 done before, 3 to do" in again.stderr
