@@ -164,7 +164,7 @@ def estimate(model: LanguageModel, tokens: int, context: int, order: Order) -> i
       of the unembedding as were found to be there. All others are made later, while activations go.
     - Of the heads a few widths: 2 each with `joint`, 5 in all else.
 
-    Within 5 % of what was measured with the parallel objective, 30M, 4096 tokens, V = 256 to 128,000, n = 1 to 8.
+    Within 5 % of what was measured with the parallel objective, 30M, 4096 tokens, V = 256 and 32,000, n = 1 to 8.
     """
     objective, unembedding = model.objective, model.decoder.unembedding.weight
     layers = [sum(isinstance(each, Block) for each in part.modules()) for part in (model.decoder, objective)]

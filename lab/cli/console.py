@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lab.learning.progress import STOPPING
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
@@ -103,7 +105,7 @@ def stopping() -> Iterator[Callable[[], bool]]:
         if heard:
             raise KeyboardInterrupt
         heard = True
-        say("stopping at a checkpoint; once more to stop at once")
+        say(STOPPING)
 
     before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

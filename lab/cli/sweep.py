@@ -54,10 +54,8 @@ def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bo
     names = {cell.experiment.identity: _name(cell.axes) for cell, _ in found}
     todo = [cell.experiment for cell, state in found if not state.result and (retry or not state.reason)]
     ends: Counter[str] = Counter(state.name for _, state in found if state.result or (state.reason and not retry))
-    before = ", ".join(
-        f"{ends[state]} {state} before" for state in ("done", "failed") if ends[state] or state == "done"
-    )
-    say(f"{path}, scale {scale}: {len(found)} runs, {before}, {len(todo)} to do")
+    failed = f", {ends['failed']} failed before" if ends["failed"] else ""
+    say(f"{path}, scale {scale}: {len(found)} runs, {ends['done']} done before{failed}, {len(todo)} to do")
     if todo:
         with bars() as shown:
             total = shown.add_task(loaded.name, total=len(found), completed=ends["done"], about="runs")

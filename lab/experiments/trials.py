@@ -24,8 +24,8 @@ from lab.experiments.experiment import Experiment
 from lab.experiments.search import Search, put_back, suggest
 from lab.experiments.store import Busy, Result, kept_results
 from lab.experiments.study import Arm, Study
-from lab.experiments.workers import STOPPING, take_gpu, undisturbed
-from lab.learning.progress import Progress
+from lab.experiments.workers import take_gpu, undisturbed
+from lab.learning.progress import STOPPING, Progress
 from lab.tasks.base import Row
 
 log = logging.getLogger(__name__)

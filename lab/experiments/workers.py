@@ -20,11 +20,9 @@ from lab.errors import Failure, one_line
 from lab.experiments import provenance
 from lab.experiments.experiment import Experiment
 from lab.experiments.store import Busy, RunDirectory
-from lab.learning.progress import Progress
+from lab.learning.progress import STOPPING, Progress
 
 log = logging.getLogger(__name__)
-
-STOPPING = "stopping at a checkpoint; once more to stop at once"
 
 LIVES = 5
 """Processes that may be killed over a run, without its coming to a further checkpoint, before it counts as failed."""

@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+STOPPING = "stopping at a checkpoint; once more to stop at once"
+"""What is said when a run or several are told to stop."""
+
 
 class Progress(NamedTuple):
     """Where a run stands."""

@@ -30,7 +30,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         if logits.is_cpu:
             torch.ops.aten._log_softmax.out(logits, -1, False, out=logits)
-        else:  # where memory comes from torch's own cache, and kernels need not read all before they write
+        else:  # fresh memory is cheap there, and whether the kernels may write over what they read is untried
             logits = logits.log_softmax(-1)
         ctx.log_probabilities, ctx.targets = logits, targets
         nats = -logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
