@@ -71,6 +71,8 @@ def canonical(config: Config) -> dict[str, Any]:
 def _canonical(value: Any) -> Any:
     if isinstance(value, Config):
         return canonical(value)
+    if isinstance(value, list | tuple):
+        return [_canonical(each) for each in value]
     return {key: _canonical(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 

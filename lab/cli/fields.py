@@ -42,6 +42,8 @@ def _rows(place: str, config: type[Config], shown: set[type[Config]]) -> Iterato
             yield _row(name, info)
         if get_origin(info.annotation) is dict and inside:
             name += ".NAME"
+        if get_origin(info.annotation) is list and inside:
+            name += "[]"
         for each in inside:
             if each not in shown:
                 which = each.model_fields.get("name")

@@ -43,6 +43,9 @@ class Execution(Config):
     """Steps between rows of metrics.jsonl; each is a mean over them."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints to resume from."""
+    snapshots: int | None = Field(default=None, ge=1)
+    """Steps between weights that are kept for `lab analyze`, which then shows how things came about; null keeps the
+    last and the best alone."""
     tensorboard: bool = True
     """Also log to TensorBoard, in the run's directory."""
 

@@ -18,26 +18,35 @@ EXAMPLES = 16_384
 """Examples generated at once to see which of them a run met."""
 
 
-def final_weights(run: RunDirectory) -> dict[str, torch.Tensor]:
+def final_weights(run: RunDirectory, field: str = "init_from") -> dict[str, torch.Tensor]:
     """The weights that a run ended with.
 
     Raises:
-        BadInput: it is not finished, or its result or its weights are damaged or gone.
+        BadInput: it is not finished, or its result or its weights are damaged or gone; names `field`, which names it.
     """
     try:
         result = run.read_result()
     except Failure as error:
-        raise BadInput(f"init_from: {error}") from None
+        raise BadInput(f"{field}: {error}") from None
     if result is None:
         raise BadInput(
-            f"init_from: {run.path} is not finished; go on with: lab train {run.config} --store {run.path.parent}"
+            f"{field}: {run.path} is not finished; go on with: lab train {run.config} --store {run.path.parent}"
         )
     if not run.final.is_file():
-        raise BadInput(f"init_from: {run.final} is gone; remove {run.path} to run it again")
+        raise BadInput(f"{field}: {run.final} is gone; remove {run.path} to run it again")
+    return read_weights(run, run.final, field)
+
+
+def read_weights(run: RunDirectory, path: Path, field: str) -> dict[str, torch.Tensor]:
+    """Weights that a run has left at `path`.
+
+    Raises:
+        BadInput: they are damaged; names `field`, which names the run.
+    """
     try:
-        return load_file(run.final)
+        return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise BadInput(f"init_from: {run.final} cannot be read ({error}); remove {run.path} to run it again") from None
+        raise BadInput(f"{field}: {path} cannot be read ({error}); remove {run.path} to run it again") from None
 
 
 def inherit(model: LanguageModel, weights: dict[str, torch.Tensor]) -> dict[str, dict[str, int]]:

@@ -22,7 +22,7 @@ from lab.experiments.experiment import Experiment
 from lab.experiments.inheritance import final_weights, inherit, met
 from lab.experiments.store import Result, RunDirectory, find_run, write_json
 from lab.files import whole
-from lab.learning.callbacks import Checkpoint, CheckpointFiles, JsonLines, Record, Validate
+from lab.learning.callbacks import Checkpoint, CheckpointFiles, JsonLines, Record, Snapshots, Validate
 from lab.learning.data import StepsDataModule, by_set, questions
 from lab.learning.evaluation import evaluate
 from lab.learning.module import LearningModule
@@ -108,7 +108,15 @@ def execute(
             resumed(step)
         elif source:
             module.seen |= torch.from_numpy(met(source.experiment, store, asked))
-        trainer = build_trainer(experiment, directory, device, step, [record, validate, checkpoint])
+        callbacks: list[L.Callback] = [record, validate, checkpoint]
+        if experiment.execution.snapshots:
+
+            def save(step: int) -> None:
+                save_weights(directory.snapshot(step), model.state_dict())
+
+            # Before the checkpoint: a run that is killed after that one does not come to this step again.
+            callbacks.insert(0, Snapshots(experiment.execution.snapshots, save))
+        trainer = build_trainer(experiment, directory, device, step, callbacks)
         try:
             trainer.fit(module, data, ckpt_path=saved, weights_only=True)
         except SIGTERMException:  # Lightning's own end of a run that was told to stop

@@ -45,6 +45,15 @@ class RunDirectory:
         self.result = self.path / "result.json"
         self.failure = self.path / "failure.json"
 
+    def snapshot(self, step: int) -> Path:
+        """Where the weights of a step before the last are, if they are kept."""
+        return self.weights / f"step-{step}.safetensors"
+
+    def snapshots(self) -> dict[int, Path]:
+        """The weights kept of steps before the last, by step."""
+        found = {int(path.stem.removeprefix("step-")): path for path in self.weights.glob("step-*.safetensors")}
+        return dict(sorted(found.items()))
+
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Hold the run, so that no other process works on it; a killed holder lets go at once.
@@ -116,11 +125,11 @@ class RunDirectory:
             return 0
 
 
-def find_run(name: str, store: Path) -> RunDirectory:
+def find_run(name: str, store: Path, field: str = "init_from") -> RunDirectory:
     """The run that a directory, a label or an identity names; the latter two, or a directory that moved, in `store`.
 
     Raises:
-        BadInput: there is no such run.
+        BadInput: there is no such run; names `field`, which has that value.
     """
     identity = Path(name).name[-16:]
     inside = store.glob(f"*-{identity}") if re.fullmatch("[0-9a-f]{16}", identity) else ()
@@ -129,9 +138,7 @@ def find_run(name: str, store: Path) -> RunDirectory:
             run = RunDirectory(path.parent, load_experiment(path / "config.yaml"))
             if run.experiment.identity == identity:
                 return run
-    raise BadInput(
-        f"init_from: '{name}' is not allowed: should be the directory, label or identity of a run in {store}"
-    )
+    raise BadInput(f"{field}: '{name}' is not allowed: should be the directory, label or identity of a run in {store}")
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

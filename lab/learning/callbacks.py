@@ -167,6 +167,23 @@ class Validate(L.Callback):
             logger.log_metrics(row, step)
 
 
+class Snapshots(L.Callback):
+    """Saves the weights before the first step and every `every` steps; the last are the run's final ones."""
+
+    def __init__(self, every: int, save: Callable[[int], None]) -> None:
+        self.every = every
+        self.save = save
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self.save(0)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
+        step = trainer.global_step
+        if _step_is_over(trainer, *batch) and step % self.every == 0 and step != trainer.max_steps:
+            self.save(step)
+
+
 class CheckpointFiles(TorchCheckpointIO):
     """Writes checkpoints where they are to be; Lightning's own go through memory and the folder of temporary files."""
 

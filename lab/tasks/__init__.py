@@ -4,10 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from lab.tasks.agreement import Agreement
+from lab.tasks.choices import Choices
 from lab.tasks.mixture import Mixture
 from lab.tasks.polynomials import Polynomials
 from lab.tasks.stories import Stories
 from lab.tasks.text import Text
 
-TaskConfig = Annotated[Polynomials | Stories | Text | Mixture, Field(discriminator="name")]
+TaskConfig = Annotated[Polynomials | Stories | Text | Mixture | Choices | Agreement, Field(discriminator="name")]
 """The union of all tasks' configs, discriminated by `name`."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,10 @@ class Task(Protocol):
     def across(self) -> str:
         """The slice along which scores are shown."""
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What tokens can be, for analyses that tell them apart."""
+
     def size(self, split: Split) -> int | None:
         """The number of examples in a split; None when it is unlimited."""
 
@@ -72,6 +76,9 @@ class Task(Protocol):
 
     def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
         """The examples of a split at `indices` [N]. `seed` moves the training split alone."""
+
+    def kind(self, examples: Examples) -> NDArray[np.uint8]:
+        """[N, L] what each token is, an index into `kinds`; 0 beyond a document's end."""
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens as people read them."""
@@ -93,3 +100,14 @@ class Task(Protocol):
 
     def summary(self, rows: list[Row]) -> dict[str, float]:
         """The few numbers of a score table that are worth a learning curve."""
+
+
+@runtime_checkable
+class Known(Protocol):
+    """A task whose documents come from a source with known entropies."""
+
+    def entropies(self, examples: Examples, n: int) -> NDArray[np.float64]:
+        """[N, L, n] H(x_{t+i} | x_1..x_t) in nats, for each place t and i = 1..n: what head i's loss cannot fall below.
+
+        Of the tokens before t only these are given. What lies beyond a document's end has nan.
+        """

@@ -244,10 +244,11 @@ class StoryTask:
     levels: tuple[str, ...] = ("class_copying", "oracle", "chance")
     slices: tuple[str, ...] = ("names", "mention", "characters", "tokens", "seen")
     across = "names"
+    kinds: tuple[str, ...] = ("other", "first token", "second token, introduced", "second token, later")
 
     def __init__(self, source: Source, names: Names, tokens: Tokens) -> None:
         """Stories that `source` tells, in the kind of tokens that it has, with `names`."""
-        self.source, self.names, self.kind = source, names, tokens
+        self.source, self.names, self.tokens = source, names, tokens
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -261,7 +262,7 @@ class StoryTask:
         Raises:
             BadInput: the tokens do not have such names.
         """
-        law = NameLaw(self.names, self.kind, self.source.tokenizer, self.source.characters)
+        law = NameLaw(self.names, self.tokens, self.source.tokenizer, self.source.characters)
         stories = np.arange(self.source.stories("test") or 0)
         count = self.source.skeletons("test", stories, 0).characters
         drawn = law.draw(("names", "test", "fresh"), stories, 1.0, self.names.unseen, free=True)[:, : law.characters]
@@ -344,6 +345,11 @@ class StoryTask:
     def _pair_keys(self) -> NDArray[np.uint64]:
         first, second = self._token_keys[self.law.tokens].T
         return mixed(mixed(first.copy()) + second)
+
+    def kind(self, examples: Examples) -> NDArray[np.uint8]:
+        """Tokens of names, by place and mention, and others; see `Task.kind`."""
+        mention = examples.marks["mention"]
+        return (examples.marks["character"] > 0).astype(np.uint8) + (mention > 0) + (mention > 1)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens as people read them."""

@@ -71,7 +71,7 @@ class MixtureTask:
         self._tasks, self._weights = [tasks[name] for name in self._names], [weights[name] for name in self._names]
         self._scored = tasks[scored]
         self.choice, self.levels = self._scored.choice, self._scored.levels
-        self.slices, self.across = self._scored.slices, self._scored.across
+        self.slices, self.across, self.kinds = self._scored.slices, self._scored.across, self._scored.kinds
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
@@ -150,6 +150,10 @@ class MixtureTask:
         own = {int(whole): token for token, whole in enumerate(self._ids[self._names.index(part)])}
         text = self._tasks[self._names.index(part)].text([own[token] for token in tokens])
         return {"part": part, "text": text, "tokens": tokens}
+
+    def kind(self, examples: Examples) -> NDArray[np.uint8]:
+        """What tokens of examples of the scored part are; see `Task.kind`."""
+        return self._scored.kind(examples)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens of an example of the scored part, as people read them."""

@@ -159,6 +159,7 @@ class PolynomialTask:
     levels: tuple[str, ...] = ("constant_answer",)
     slices: tuple[str, ...] = ("operations", "operator", "seen")
     across = "operations"
+    kinds: tuple[str, ...] = ("question", "answer")
 
     def __init__(self, config: Polynomials) -> None:
         self.config = config
@@ -213,6 +214,10 @@ class PolynomialTask:
             "text": self.text(tokens),
             "tokens": tokens,
         }
+
+    def kind(self, examples: Examples) -> NDArray[np.uint8]:
+        """The answer with its end token, and what comes before; see `Task.kind`."""
+        return examples.scored.view(np.uint8)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens as people read them, with spaces between."""

@@ -1,0 +1,233 @@
+"""Agreement with what comes later: tokens whose form a later token fixes (arXiv 2404.19737, Appendix L.4).
+
+The appendix's example is German: the verb, at the end of its clause, decides the case, the noun the gender, and article
+and adjectives, which come first, show both. A document is a list of clauses of one plan,
+
+    den alten Hund gern sieht .    dem neuen Kind nie hilft .
+
+article, adjectives, noun, adverbs, verb, stop. Gender (of three) and case (of four) are uniform and independent, nouns
+uniform in their gender, verbs in their case, stems of adjectives and adverbs altogether. Forms coincide as they do in
+German ("der" is masculine nominative, or feminine dative or genitive), so an article says something of both words to
+come and settles neither. To say it first takes having both in mind.
+
+Entropies. All that clauses' tokens say of each other, they say of gender and case, a pair out of twelve. What is known
+of it at any place is a set of pairs, each as likely, from which every entropy follows.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from lab.config import Config
+from lab.tasks.base import Examples, Row, Split
+from lab.tasks.draws import below, draws32, stream
+
+_ARTICLES = ("der", "die", "das", "den", "dem", "des")
+_DECLENSION = ("der die das", "den die das", "dem der dem", "des der des")
+"""The article by case (nominative, accusative, dative, genitive) and gender (masculine, feminine, neuter)."""
+_WEAK = ("e e e", "en e e", "en en en", "en en en")
+"""The ending of an adjective after such an article."""
+_ENDINGS = ("e", "en")
+_STEMS = ("alt", "neu", "klein", "groß", "jung", "schön", "leis", "bunt")
+_NOUNS = (
+    ("Hund", "Mann", "Baum", "Fisch", "Stein", "König", "Vogel", "Tisch"),
+    ("Frau", "Katze", "Blume", "Stadt", "Maus", "Tür", "Uhr", "Hand"),
+    ("Kind", "Haus", "Buch", "Pferd", "Bild", "Dorf", "Schiff", "Feld"),
+)
+_ADVERBS = ("heute", "gern", "oft", "nie", "bald", "immer", "dort", "wieder")
+_VERBS = (
+    ("ist", "bleibt", "wird", "heißt"),
+    ("sieht", "kennt", "liebt", "sucht"),
+    ("hilft", "dankt", "folgt", "traut"),
+    ("gedenkt", "bedarf", "harrt", "entbehrt"),
+)
+_SLOTS = ("article", "adjective", "noun", "adverb", "verb", "stop")
+_ARTICLE, _ADJECTIVE, _NOUN, _ADVERB, _VERB, _STOP = range(6)
+
+# By pair, number 3 · case + gender: what it shows itself as.
+_PAIRS = np.arange(12)
+_GENDER, _CASE = _PAIRS % 3, _PAIRS // 3
+_ARTICLE_OF = np.array([_ARTICLES.index(form) for row in _DECLENSION for form in row.split()])
+_ENDING_OF = np.array([_ENDINGS.index(form) for row in _WEAK for form in row.split()])
+_SHOWN = (_ARTICLE_OF, _ENDING_OF, _GENDER, None, _CASE, None)
+"""What a token in each slot shows of the pair; None: nothing."""
+_CHOICES = np.array([1, len(_STEMS), len(_NOUNS[0]), len(_ADVERBS), len(_VERBS[0]), 1])
+"""In each slot, tokens that show the same of the pair; one of them is drawn."""
+
+
+class Agreement(Config):
+    """Clauses whose first words agree with their last."""
+
+    name: Literal["agreement"] = "agreement"
+    adjectives: int = Field(default=1, ge=0, le=16)
+    """Adjectives between article and noun."""
+    adverbs: int = Field(default=1, ge=0, le=64)
+    """Adverbs between noun and verb, which tell nothing: the further the verb, the more tokens ahead is the cause."""
+    clauses: int = Field(default=8, ge=1, le=256)
+    """Clauses of a document."""
+    validation_examples: int = Field(default=200, ge=1, le=1_000_000)
+    """Validation documents."""
+    test_examples: int = Field(default=500, ge=1, le=1_000_000)
+    """Test documents."""
+
+    def build(self) -> "AgreementTask":
+        """The task that this describes."""
+        return AgreementTask(self)
+
+
+class AgreementTask:
+    """Agreement as a task; see the module's documentation."""
+
+    choice = "agreement"
+    levels: tuple[str, ...] = ("chance", "oracle")
+    slices: tuple[str, ...] = ("slot",)
+    across = "slot"
+    kinds: tuple[str, ...] = _SLOTS
+
+    def __init__(self, config: Agreement) -> None:
+        self.config = config
+        nouns, verbs = ([word for group in groups for word in group] for groups in (_NOUNS, _VERBS))
+        adjectives = [stem + ending for ending in _ENDINGS for stem in _STEMS]
+        words = (list(_ARTICLES), adjectives, nouns, list(_ADVERBS), verbs, ["."])
+        self.vocabulary = tuple(word for slot in words for word in slot)
+        self._firsts = np.cumsum([0, *map(len, words)])
+        """The first token of each slot, and the number of all."""
+        self._plan = np.array(
+            [_ARTICLE, *[_ADJECTIVE] * config.adjectives, _NOUN, *[_ADVERB] * config.adverbs, _VERB, _STOP]
+        )
+
+    def size(self, split: Split) -> int | None:
+        """The number of examples in a split."""
+        sizes = {"train": None, "validation": self.config.validation_examples, "test": self.config.test_examples}
+        return sizes[split]
+
+    def longest(self, split: Split) -> int:
+        """The tokens of every example."""
+        return self.config.clauses * len(self._plan)
+
+    def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
+        """The documents of a split at `indices` [N]; see `Task.examples`.
+
+        Raises:
+            IndexError: an index is negative, or beyond the split's size.
+        """
+        size = self.size(split)
+        if len(indices) and (indices.min() < 0 or (size is not None and indices.max() >= size)):
+            raise IndexError(f"an index of the {split} split is outside 0 to {'…' if size is None else size - 1}")
+        names = ("agreement", split, seed) if split == "train" else ("agreement", split)
+        shape = (len(indices), self.config.clauses, 1 + len(self._plan))
+        random = draws32(stream(*names), indices, shape[1] * shape[2]).reshape(shape)
+        pair = below(len(_PAIRS), random[..., 0]).astype(np.int64)
+        clauses = np.empty((*shape[:2], len(self._plan)), np.uint16)
+        for place, slot in enumerate(self._plan.tolist()):
+            among = below(int(_CHOICES[slot]), random[..., 1 + place]).astype(np.int64)
+            shown = _SHOWN[slot]
+            group = 0 if shown is None else shown[pair]
+            clauses[..., place] = self._firsts[slot] + group * _CHOICES[slot] + among
+        tokens = clauses.reshape(len(indices), -1)
+        slots = np.broadcast_to(np.tile(self._plan, self.config.clauses), tokens.shape)
+        return Examples(
+            tokens=tokens,
+            lengths=np.full(len(indices), tokens.shape[1]),
+            trained=np.ones(tokens.shape, np.bool_),
+            scored=(slots == _ADJECTIVE) | (slots == _NOUN) | (slots == _VERB),
+            slices={},
+            keys=np.zeros((len(indices), 0), np.uint64),  # documents are too many to be met again
+            marks={"pair": np.repeat(pair, len(self._plan), axis=1).astype(np.uint8)},
+        )
+
+    def kind(self, examples: Examples) -> NDArray[np.uint8]:
+        """The slot of each token; see `Task.kind`."""
+        return np.broadcast_to(np.tile(self._plan, self.config.clauses), examples.tokens.shape).astype(np.uint8)
+
+    @cached_property
+    def _known(self) -> NDArray[np.bool_]:
+        """[12, P + 1, 12] the pairs that are possible when a clause of the first one has been read up to a place."""
+        known = np.ones((len(_PAIRS), len(self._plan) + 1, len(_PAIRS)), np.bool_)
+        for place, slot in enumerate(self._plan.tolist()):
+            shown = _SHOWN[slot]
+            told = True if shown is None else shown[:, None] == shown
+            known[:, place + 1] = known[:, place] & told
+        return known
+
+    @cached_property
+    def _floors(self) -> NDArray[np.float64]:
+        """[12, P + 1, 6] the entropy of the next token of each slot, given the same."""
+        floors = np.broadcast_to(np.log(_CHOICES), (*self._known.shape[:2], len(_SLOTS))).copy()
+        share = self._known / self._known.sum(axis=2, keepdims=True)
+        for slot, shown in enumerate(_SHOWN):
+            if shown is not None:
+                groups = share @ (shown[:, None] == np.arange(shown.max() + 1))
+                floors[..., slot] -= (groups * np.log(np.where(groups > 0, groups, 1.0))).sum(axis=2)
+        return floors
+
+    def entropies(self, examples: Examples, n: int) -> NDArray[np.float64]:
+        """H(x_{t+i} | x_1..x_t) in nats, in closed form; see `Known.entropies`."""
+        length, clause = examples.tokens.shape[1], len(self._plan)
+        pair, here = examples.marks["pair"], np.arange(length)
+        found = np.full((*examples.tokens.shape, n), np.nan)
+        for ahead in range(1, n + 1):
+            there = here[: length - ahead] + ahead
+            read = np.where(there // clause == here[: length - ahead] // clause, here[: length - ahead] % clause + 1, 0)
+            found[:, : length - ahead, ahead - 1] = self._floors[pair[:, there], read, self._plan[there % clause]]
+        return found
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Tokens as people read them, with spaces between."""
+        return " ".join(self.vocabulary[token] for token in tokens)
+
+    def record(self, examples: Examples, row: int) -> dict[str, Any]:
+        """Example `row`: `text`, `clauses` (the `gender` and `case` of each) and `tokens`."""
+        pairs = examples.marks["pair"][row, :: len(self._plan)].astype(np.int64)
+        genders, cases = ("masculine", "feminine", "neuter"), ("nominative", "accusative", "dative", "genitive")
+        return {
+            "text": self.text(examples.tokens[row].tolist()),
+            "clauses": [
+                {"gender": genders[gender], "case": cases[case]}
+                for gender, case in zip(_GENDER[pairs].tolist(), _CASE[pairs].tolist(), strict=True)
+            ],
+            "tokens": examples.tokens[row].tolist(),
+        }
+
+    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[Row]:
+        """How often an adjective, noun or verb is predicted that agrees with what stands before it in the clause.
+
+        Each row has the columns `slot` (or "all"), `count`, `agreement`, and what to compare it with: `chance` (any
+        word of the slot) and `oracle`.
+        """
+        rows, places = np.nonzero(examples.scored)
+        clause = len(self._plan)
+        pair, slot = examples.marks["pair"][rows, places], self._plan[places % clause]
+        known = self._known[pair, places % clause]
+        answer = predicted[rows, places].astype(np.int64)
+        agrees, chance = np.zeros(len(rows), np.bool_), np.zeros(len(rows))
+        for number in (_ADJECTIVE, _NOUN, _VERB):
+            mine, shown = slot == number, _SHOWN[number]
+            assert shown is not None
+            possible = known[mine] @ (shown[:, None] == np.arange(shown.max() + 1)) > 0  # by what the word shows
+            inside = (answer[mine] >= self._firsts[number]) & (answer[mine] < self._firsts[number + 1])
+            group = np.clip((answer[mine] - self._firsts[number]) // _CHOICES[number], 0, possible.shape[1] - 1)
+            agrees[mine] = inside & possible[np.arange(len(group)), group]
+            chance[mine] = possible.mean(axis=1)
+        parts = {"all": np.ones(len(rows), np.bool_)}
+        parts |= {_SLOTS[number]: slot == number for number in (_ADJECTIVE, _NOUN, _VERB)}
+        return [
+            {
+                "slot": name,
+                "count": int(here.sum()),
+                "agreement": float(agrees[here].mean()),
+                "chance": float(chance[here].mean()),
+                "oracle": 1.0,
+            }
+            for name, here in parts.items()
+            if here.any()
+        ]
+
+    def summary(self, rows: list[Row]) -> dict[str, float]:
+        """All slots together, and verbs, which are furthest from what they agree with."""
+        whole = {row["slot"]: row["agreement"] for row in rows}
+        return {"agreement": whole["all"], "agreement_verb": whole["verb"]}
