@@ -52,7 +52,7 @@ CHANGES = [
 EXECUTION = [
     "execution.device=cpu", "execution.threads=2", "execution.data_workers=1", "execution.log_every=6",
     "execution.checkpoint_every=11", "execution.tensorboard=true", "execution.backward=fused", "execution.passes=2",
-    "execution.recompute=true",
+    "execution.recompute=true", "execution.snapshots=20",
 ]  # fmt: skip
 
 

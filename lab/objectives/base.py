@@ -53,6 +53,9 @@ class Objective(nn.Module, ABC):
     """Whether heads share layers, so that none can be differentiated through without the others' (else each reads the
     trunk alone, and can be done with before the next begins)."""
 
+    reads_ahead: ClassVar[bool] = False
+    """Whether heads beyond the first read the true tokens between: then they predict next tokens, too."""
+
     def logits(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
     ) -> Iterator[Tensor]:

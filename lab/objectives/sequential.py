@@ -59,7 +59,7 @@ class SequentialHeads(Heads):
         super().__init__(blocks(model, n))
         self.joins = nn.ModuleList(Join(model.shape.width) for _ in range(n - 1))
 
-    chained = True
+    chained, reads_ahead = True, True
 
     def latents(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None

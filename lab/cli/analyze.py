@@ -1,0 +1,168 @@
+"""`lab analyze`: look into finished runs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lab.cli.console import as_json, bars, print_json, say, store_option
+from lab.cli.sweep import scale_option
+
+if TYPE_CHECKING:
+    from lab.analysis.trained import Trained
+
+name_argument = click.argument("name", metavar="RUN|SWEEP")
+examples_option = click.option(
+    "--examples", type=click.IntRange(2), default=100, show_default=True, help="Test examples that are looked at."
+)
+
+
+@click.group()
+def analyze() -> None:
+    """Look into what finished runs have learned, and how it came about.
+
+    RUN is a run's directory, label or identity. A SWEEP is a YAML file such as sweeps/choices.yaml, whose runs must all
+    be there with their weights. What is looked at is the last weights, and where a run has kept others
+    (`execution.snapshots`), all of them.
+    """
+
+
+@analyze.command()
+@name_argument
+@scale_option
+@examples_option
+@store_option
+@as_json
+def weights(name: str, scale: str, examples: int, store: Path, as_json: bool) -> None:
+    """How much tokens count when n are predicted at once: derived, counted and measured (Section 5.1 of the paper).
+
+    A token that decides k tokens, itself the first, counts W(n, k) times, a choice point n (n + 1) / 2 times. Measured
+    is what the terms of the loss that belong to tokens of a kind amount to, and their gradients into the trunk: those
+    that arrive at its output, and their mean over its parameters. Tasks say what their tokens decide; stories do not.
+    """
+    from lab.analysis.loss_weights import derivation, measure, positions
+
+    proved = derivation()
+    rows: list[dict[str, Any]] = []
+    runs = list(_each(name, scale, store))
+    with bars() as shown:
+        for run in shown.track(runs, description=name) if len(runs) > 1 else runs:
+            rows += measure(run, examples, every=True)
+    if as_json:
+        about, count = _about("weights", name, scale, runs, examples), positions((1, 2, 4, 8), 4, 6)
+        print_json({**about, "derivation": proved, "positions": count, "kinds": rows})
+        return
+    for line in proved:
+        click.echo(f"{line['claim']}: {line['left']} = {line['right']}   {_proved(line['holds'])}")
+    for run in runs:
+        last = [row for row in rows if row["identity"] == run.experiment.identity and row["step"] == run.steps[-1]]
+        _table(
+            f"\n{run.directory.path}, step {run.steps[-1]}: terms of the loss by the kind of token that they belong to",
+            last, ("kind", "span", "events", "terms", "weight", "loss", "excess", "arriving", "gradient"),
+        )  # fmt: skip
+
+
+@analyze.command()
+@name_argument
+@scale_option
+@examples_option
+@click.option(
+    "--positions", type=click.IntRange(2), default=32, show_default=True, help="Positions at which heads are compared."
+)
+@store_option
+@as_json
+def information(name: str, scale: str, examples: int, positions: int, store: Path, as_json: bool) -> None:
+    """What n-token losses say of the information between tokens: derived and measured (Section 5.2 of the paper).
+
+    Measured: head i's loss on a token less head 1's on the same token, by kind of token; how far heads are from the
+    marginals of what head 1 says step by step; and accuracy given the true tokens against that of running free.
+    """
+    from lab.analysis.information import gaps, identities, losses, mismatch
+
+    proved = identities()
+    tables: dict[str, list[dict[str, Any]]] = {"losses": [], "gaps": [], "mismatch": []}
+    runs = list(_each(name, scale, store))
+    with bars() as shown:
+        for run in shown.track(runs, description=name) if len(runs) > 1 else runs:
+            tables["losses"] += losses(run, examples, every=True)
+            tables["gaps"] += gaps(run, positions)
+            tables["mismatch"] += mismatch(run, examples)
+    if as_json:
+        print_json({**_about("information", name, scale, runs, examples), "identities": proved, **tables})
+        return
+    for line in proved:
+        click.echo(f"{line['claim']}: {line['statement']}   {_proved(line['holds'])}")
+    for run in runs:
+        mine = {
+            table: [row for row in rows if row["identity"] == run.experiment.identity and row["step"] == run.steps[-1]]
+            for table, rows in tables.items()
+        }
+        click.echo(f"\n{run.directory.path}, step {run.steps[-1]}")
+        _table(
+            "nats a token, head i and head 1 on the same tokens", mine["losses"],
+            ("kind", "head", "targets", "loss", "loss_1", "information", "true_information"),
+        )  # fmt: skip
+        _table(
+            "further heads against the marginals of head 1's steps", mine["gaps"],
+            ("head", "positions", "divergence", "error", "distance", "mass"),
+        )  # fmt: skip
+        _table(
+            "accuracy from the first scored token on", mine["mismatch"],
+            ("ahead", "documents", "teacher_forced", "free_running"),
+        )  # fmt: skip
+
+
+def _each(name: str, scale: str, store: Path) -> "list[Trained]":
+    from lab.analysis.trained import opened
+
+    runs = opened(name, scale, store)
+    if all(len(run.steps) == 1 for run in runs):
+        say("no weights were kept while training: the last are looked at (execution.snapshots keeps some)")
+    return runs
+
+
+def _about(analysis: str, name: str, scale: str, runs: "list[Trained]", examples: int) -> dict[str, Any]:
+    """What a document says of where it comes from."""
+    import torch
+
+    from lab.experiments import provenance
+
+    return {
+        "analysis": analysis,
+        "of": name,
+        "scale": scale,
+        "examples": examples,
+        "hardware": provenance.hardware(torch.device("cpu")),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "runs": [
+            {**run.about, "label": run.experiment.label, "task": run.experiment.task.name, "steps": run.steps}
+            for run in runs
+        ],
+    }
+
+
+def _proved(holds: bool) -> str:
+    return "proved" if holds else "DOES NOT HOLD"
+
+
+def _table(title: str, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """Rows for people; nothing where there are none."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="left" if column == "kind" else "right")
+    for row in rows:
+        table.add_row(*(_cell(row[column]) for column in columns))
+    Console(width=max(100, Console().width)).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
