@@ -115,7 +115,8 @@ def _one_line(config: type[Config], mapping: dict[str, Any], error: ErrorDetails
             owners = list(configs_in(fields[0].annotation))
         elif tag:  # which pydantic puts before the fields of a union's member
             owners = [each for each in owners if each.model_fields["name"].default == part]
-        structured = tag or bool(fields and list(configs_in(fields[0].annotation)))
+        if not isinstance(part, int):  # an item of a list is what the list's items are meant to be
+            structured = tag or bool(fields and list(configs_in(fields[0].annotation)))
     field, known = ".".join(place), [name for each in owners for name in each.model_fields]
     given = json.dumps(value)
     given = given if len(given) <= 80 else given[:77] + "..."

@@ -157,7 +157,7 @@ def _choice() -> bool:
 def losses(run: Trained, examples: int, every: bool) -> Iterator[dict[str, Any]]:
     """The loss of each further head against head 1's on the same tokens, by kind of token.
 
-    Rows have what says of which run they are, `step`, `kind` (of the token that is predicted; "all"), `head` i,
+    Rows have the run's `identity`, `step`, `kind` (of the token that is predicted; "all"), `head` i,
     `targets`, `loss` of head i, `loss_1` of head 1 on the same tokens, each in nats a token, `information`, their
     difference, and `true_information`, the source's own, where entropies are known (else None).
 
@@ -184,7 +184,8 @@ def losses(run: Trained, examples: int, every: bool) -> Iterator[dict[str, Any]]
                 if mine.any():
                     loss, loss_1 = float(far[mine].mean()), float(near[mine].mean())
                     yield {
-                        **run.about, "step": step, "kind": str(name), "head": head, "targets": int(mine.sum()),
+                        "identity": run.experiment.identity, "step": step, "kind": str(name), "head": head,
+                        "targets": int(mine.sum()),
                         "loss": loss, "loss_1": loss_1, "information": loss - loss_1,
                         "true_information": None if true is None else float(true[mine].mean()),
                     }  # fmt: skip
@@ -203,10 +204,10 @@ def _nats(model: LanguageModel, examples: Examples) -> NDArray[np.float64]:
 def gaps(run: Trained, positions: int) -> list[dict[str, Any]]:
     """How far each further head of a run is from the marginal of what earlier ones say, at its last step.
 
-    A row for each head i from 2 on: `positions`, of random documents, `divergence`, the mean over them of
-    D(marginal || head i) in nats, its standard error `error`, `distance`, the mean total variation distance, and
-    `mass`, the mean share of head 1's probability that the marginal sums over. No rows where there is one head, or
-    heads read true tokens ahead: those make no claim about a marginal.
+    A row for each head i from 2 on: the run's `identity`, `step`, `positions`, of random documents, `divergence`, the
+    mean over them of D(marginal || head i) in nats, its standard error `error`, `distance`, the mean total variation
+    distance, and `mass`, the mean share of head 1's probability that the marginal sums over. No rows where there is one
+    head, or heads read true tokens ahead: those make no claim about a marginal.
 
     Args:
         run: any finished run.
@@ -223,7 +224,7 @@ def gaps(run: Trained, positions: int) -> list[dict[str, Any]]:
     divergences, distances, mass = measured[:, : n - 1], measured[:, n - 1 : -1], measured[:, -1]
     return [
         {
-            **run.about, "step": run.steps[-1], "head": head, "positions": len(places),
+            "identity": run.experiment.identity, "step": run.steps[-1], "head": head, "positions": len(places),
             "divergence": float(divergences[:, head - 2].mean()),
             "error": float(divergences[:, head - 2].std(ddof=1) / np.sqrt(len(places))) if len(places) > 1 else None,
             "distance": float(distances[:, head - 2].mean()), "mass": float(mass.mean()),
@@ -263,7 +264,8 @@ def mismatch(run: Trained, examples: int, tokens: int = 8) -> list[dict[str, Any
 
     In each document one run of scored tokens is chosen. From its first token on, head 1 is asked for `tokens` tokens:
     given the true ones before each (`teacher_forced`), and continuing what it said itself (`free_running`). A row for
-    each `ahead` = 1..tokens, with the number of `documents` that reach so far; right is what stands in the document.
+    each `ahead` = 1..tokens has the run's `identity`, `step`, and the number of `documents` that reach so far. Right is
+    what stands in the document.
     """
     model, found = run.model(run.steps[-1]), run.test_examples(examples)
     random = np.random.default_rng(0)
@@ -286,7 +288,8 @@ def mismatch(run: Trained, examples: int, tokens: int = 8) -> list[dict[str, Any
         true = found.tokens[rows[inside], place[inside]]
         table.append(
             {
-                **run.about, "step": run.steps[-1], "ahead": ahead + 1, "documents": int(inside.sum()),
+                "identity": run.experiment.identity, "step": run.steps[-1], "ahead": ahead + 1,
+                "documents": int(inside.sum()),
                 "teacher_forced": float((forced[rows[inside], place[inside]] == true).mean()),
                 "free_running": float((free[inside, ahead] == true).mean()),
             }

@@ -123,13 +123,13 @@ def owners(spans: NDArray[np.uint8], ahead: int) -> NDArray[np.int64]:
         place = here + ahead - back
         deciding = np.take_along_axis(spans, np.minimum(place, length - 1), axis=1) > back
         found = np.where(deciding, place, found)
-    return np.minimum(found, length - 1)
+    return np.minimum(found, length - 1)  # type: ignore[no-any-return]
 
 
 def measure(run: Trained, examples: int, every: bool) -> Iterator[dict[str, Any]]:
     """What the terms of a run's training loss amount to, by kind of token; see the module's documentation.
 
-    Rows have what says of which run they are, `step`, `kind`, `span` (of the kind's tokens; the mean), `events` (its
+    Rows have the run's `identity`, `step`, `kind`, `span` (of the kind's tokens; the mean), `events` (its
     tokens), `terms`, `weight` (terms of a token away from documents' ends, the most that one has), `loss`, `excess`
     (None where entropies are not known), `arriving` and `gradient`; the last four of all the kind's tokens together.
 
@@ -141,7 +141,7 @@ def measure(run: Trained, examples: int, every: bool) -> Iterator[dict[str, Any]
     found = run.test_examples(examples)
     for step, model in run.models(every):
         for row in _by_kind(model, run.task, found, step / run.experiment.train.steps):
-            yield {**run.about, "step": step, **row}
+            yield {"identity": run.experiment.identity, "step": step, **row}
 
 
 def _by_kind(model: LanguageModel, task: Task, examples: Examples, done: float) -> list[dict[str, Any]]:

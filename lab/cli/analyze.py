@@ -50,7 +50,7 @@ def weights(name: str, scale: str, examples: int, store: Path, as_json: bool) ->
             rows += measure(run, examples, every=True)
     if as_json:
         about, count = _about("weights", name, scale, runs, examples), positions((1, 2, 4, 8), 4, 6)
-        print_json({**about, "derivation": proved, "positions": count, "kinds": rows})
+        print_json({**about, "derivation": proved, "positions": count, "kinds": _rounded(rows)})
         return
     for line in proved:
         click.echo(f"{line['claim']}: {line['left']} = {line['right']}   {_proved(line['holds'])}")
@@ -88,7 +88,8 @@ def information(name: str, scale: str, examples: int, positions: int, store: Pat
             tables["gaps"] += gaps(run, positions)
             tables["mismatch"] += mismatch(run, examples)
     if as_json:
-        print_json({**_about("information", name, scale, runs, examples), "identities": proved, **tables})
+        rounded = {table: _rounded(rows) for table, rows in tables.items()}
+        print_json({**_about("information", name, scale, runs, examples), "identities": proved, **rounded})
         return
     for line in proved:
         click.echo(f"{line['claim']}: {line['statement']}   {_proved(line['holds'])}")
@@ -140,6 +141,11 @@ def _about(analysis: str, name: str, scale: str, runs: "list[Trained]", examples
             for run in runs
         ],
     }
+
+
+def _rounded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows whose numbers have six digits: more says nothing, and tables are committed."""
+    return [{k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
 
 
 def _proved(holds: bool) -> str:
