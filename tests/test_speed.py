@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from lab.analysis import peers
-from lab.analysis.loops import DOCUMENTS, OURS, WARMUP, compare, device_peak, in_lightning, take_turns
+from lab.analysis.devices import device_peak
+from lab.analysis.loops import DOCUMENTS, OURS, WARMUP, compare, in_lightning, take_turns
 from lab.analysis.peers import PEERS, build_peer, flops_per_token, inner_parameters
 from lab.analysis.speed import Setting, causal_loss, step_times, take_step
 from lab.cli import bench

@@ -4,7 +4,6 @@ They take one step in turn, so that whatever else the machine does meets all of 
 the two times within one.
 """
 
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
+from lab.analysis.devices import device_peak
 from lab.analysis.peers import PEERS, NotInstalled, build_peer, flops_per_token, inner_parameters
 from lab.analysis.speed import BETAS, CLIP, LEARNING_RATE, Setting, adamw, causal_loss, take_step, wait
 from lab.experiments.experiment import Execution, Experiment
@@ -43,28 +43,6 @@ DOCUMENTS = 4
 """Documents in a row, where there are masks."""
 OURS = ("bare", "masks", "lightning")
 """Our loops: plain causal attention, as peers have; documents' masks; those, in Lightning, as a run trains."""
-
-PEAKS = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "RTX 4090": 165e12,
-}
-"""FLOP/s of devices in bf16, dense, by what their names contain: manufacturers' figures."""
-
-
-def device_peak(name: str) -> float | None:
-    """The FLOP/s of `PEAKS` for a device's name; None when it is unknown, or a part of a device."""
-    words = set(re.split(r"[\s-]+", name))
-    found = (peak for key, peak in PEAKS.items() if set(key.split()) <= words and "MIG" not in words)
-    return next(found, None)
 
 
 class Contender(NamedTuple):

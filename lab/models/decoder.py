@@ -140,7 +140,10 @@ class Decoder(nn.Module):
         mask = None
         if documents_BT is not None:
             seen = (documents_BT[:, :, None] == documents_BT[:, None, :]).tril()[:, None]
-            mask = torch.zeros(seen.shape, dtype=self.embedding.weight.dtype, device=seen.device)
+            kind = seen.device.type
+            # Not the weights' own under autocast: attention would cast it in every layer, and keep every copy.
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.embedding.weight.dtype
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             mask.masked_fill_(~seen, -torch.inf)
         rotations = rotary(tokens_BT.shape[1], self.head_width, self.rotary_base, tokens_BT.device)
         return Context(rotations, mask)

@@ -2,9 +2,9 @@
 
 A script states its sweep in `SWEEP` and draws in `draw(sweep, finished) -> Figure`, where `finished` is a list of the
 sweep's cells with their results; `lab.report.tables` makes tables of it (`tidy`, `curves`). A script that draws what
-`lab bench` measured states the command in `COMMAND` instead, and the name of its table in `TABLE`: what the command
-printed as JSON lies in results/TABLE.SCALE.json, and is drawn in `draw(table) -> Figure`. One that draws a study states
-it in `STUDY`, and draws in `draw(study, rows) -> Figure`; `lab.report.studies` makes a table of the rows.
+another command measured or worked out states it in `COMMAND` instead, and the name of its table in `TABLE`: what the
+command printed as JSON lies in results/TABLE.SCALE.json, and is drawn in `draw(table) -> Figure`. One that draws a
+study states it in `STUDY`, and draws in `draw(study, rows) -> Figure`; `lab.report.studies` makes a table of the rows.
 """
 
 import importlib.util
@@ -79,7 +79,7 @@ def draw(name: str, sweep: str | None, scale: str, store: Path, output: Path) ->
 
 
 def measured(table: str, scale: str, command: str) -> dict[str, Any]:
-    """What a command of `lab bench` printed on a kind of machine, from results/.
+    """What a command printed as JSON at a scale, from results/.
 
     Raises:
         Missing: it is not there; names the command that fills it.
