@@ -231,6 +231,19 @@ CASES = [
     command(f"study run {LR} --storage mysql://me:secret@host/name", "mysql://me:***@host/name", "driver"),
     command(f"study run {LR} --storage postgresql://me:secret@127.0.0.1:1/name", "me:***@127.0.0.1:1", "refused"),
     command(f"study run {LR} --storage postgresql://me:secret@host:port/name", "me:***@host:port/name", "port"),
+    # Analyses and costs
+    command("analyze weight", "No such command 'weight'", "weights"),
+    command("analyze weights", "Missing argument 'RUN|SWEEP'"),
+    command("analyze weights nothing", "RUN: 'nothing' is not allowed", "identity of a run in runs"),
+    command("analyze heads 0123456789abcdef", "RUN: '0123456789abcdef' is not allowed"),
+    command("analyze information sweeps/choicse.yaml", "no such file", "did you mean 'sweeps/choices.yaml'?"),
+    command("analyze information sweeps/choices.yaml --scale gpu", "scales: has no 'gpu'", "allowed: cpu"),
+    command("analyze weights nothing --examples 1", "--examples", "1 is not in the range"),
+    command("analyze information nothing --positions 0", "--positions", "0 is not in the range"),
+    command("cost trianing", "No such command 'trianing'", "training"),
+    command("cost training llama2-7b", "SHAPE: 'llama2-7b'", "did you mean 'llama-2-7b'?"),
+    command("cost decoding --device A1000", "--device: 'A1000'", "did you mean 'A100'?"),
+    command("cost decoding --peak 3", "--bandwidth: missing"),
     # Overrides
     override("model.size", "'model.size'", "key.sub=value"),
     override("=3", "'=3'", "key.sub=value"),
@@ -540,6 +553,8 @@ def test_every_command_has_a_case() -> None:
     commands |= {f"sweep {each}" for each in ("run", "status", "show", "keep")}
     commands |= {f"study {each}" for each in ("run", "show", "keep")}
     commands |= {f"bench {each}" for each in ("data", "batches", "memory", "train")}
+    commands |= {f"analyze {each}" for each in ("weights", "information", "heads")}
+    commands |= {f"cost {each}" for each in ("training", "decoding")}
     for each in commands:
         assert any(" ".join(case.arguments).startswith(f"{each} ") for case in CASES), each
     assert len({case.name for case in CASES}) == len(CASES)

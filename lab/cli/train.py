@@ -40,10 +40,11 @@ def train(recipe: str, overrides: tuple[str, ...], store: Path, time_limit: floa
     the heads of this run's objective: those that both have are kept, others dropped, or added with random weights.
     """
     from lab.experiments.experiment import load_experiment
-    from lab.experiments.run import execute
     from lab.experiments.store import RunDirectory, find_run
 
     experiment = load_experiment(recipe, overrides, lambda name: find_run(name, store).experiment)
+    from lab.experiments.run import execute  # seconds of importing Lightning, which a typo should not take
+
     directory = RunDirectory(store, experiment)
     done_before = directory.read_result() is not None
     end = deadline(time_limit)
