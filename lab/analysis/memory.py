@@ -160,8 +160,8 @@ def estimate(model: LanguageModel, tokens: int, context: int, order: Order) -> i
       trunk's and one head's, since heads are done with one by one.
     - With `joint` each head's logits, whose memory `lab.objectives.cross_entropy` makes do with; else those of one head
       or chunk; or 2 inner widths of gradients within a layer, where that is more.
-    - The unembedding's gradient, and where those of heads or chunks are added up as many of it as were found to be there;
-      but with `joint`, those of the heads' parameters. All others are made later, while activations go.
+    - The unembedding's gradient, and where those of heads or chunks are added up as many of it as were found to be
+      there; but with `joint`, those of the heads' parameters. All others are made later, while activations go.
     - Of the heads a few widths: 2 each with `joint`, 5 in all else.
 
     Within 2 % of what was measured with the parallel objective, 30M, 4096 tokens, V = 256 to 128,000, n = 1 to 8.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lab.cli.console import as_json, bars, print_json, say, store_option
+from lab.cli.heads import heads
 from lab.cli.sweep import scale_option
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ def analyze() -> None:
     be there with their weights. What is looked at is the last weights, and where a run has kept others
     (`execution.snapshots`), all of them.
     """
+
+
+analyze.add_command(heads)
 
 
 @analyze.command()
