@@ -30,6 +30,7 @@ def draw(table: dict[str, Any]) -> Figure:
         for column, n in enumerate(ns):
             axes = places[row * len(ns) + column]
             panel(axes, rows[rows.n == n], measure, int(n))
+            axes.set_xlim(0, rows.step.max())
             if row == 0:
                 axes.set_title(f"n = {n}", loc="left", fontsize="medium")
             if row == len(measures) - 1:
@@ -40,7 +41,8 @@ def draw(table: dict[str, Any]) -> Figure:
     heading(
         figure,
         "What choices that decide k tokens amount to in training, against those that decide one",
-        f"solid: measured, geometric means over {seeds} seeds; dotted: what the count says, W(n, k) / W(n, 1)",
+        f"solid: measured, geometric means over {seeds} seeds, as far as gradients stand out of noise in all; "
+        "dotted: what the count says, W(n, k) / W(n, 1)",
     )
     return figure
 

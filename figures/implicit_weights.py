@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lab.report.drawing import GREY, grid, heading
+from lab.report.drawing import GREY, grid, heading, label_at_right
 from lab.report.style import colour_of
 
 TABLE = "choices_weights"
@@ -23,19 +23,17 @@ def draw(table: dict[str, Any]) -> Figure:
         f"the choice and what it decides, k = {span}", ((span - 1) / 2, 1), xycoords=("data", "axes fraction"),
         xytext=(0, -4), textcoords="offset points", ha="center", va="top", fontsize="small", color=GREY,
     )  # fmt: skip
+    labels: list[tuple[float, str, Any]] = []
     for n in sorted(counts.n.unique()):
         part, colour = counts[counts.n == n], colour_of(int(n))
         axes.plot(part.place, part.weight, color=colour, drawstyle="steps-mid", linewidth=1.8)
-        last = part.iloc[-1]
-        axes.annotate(
-            f"n = {n}", (last.place, last.weight), xytext=(8, 0), textcoords="offset points", color=colour,
-            va="center", fontsize="small", annotation_clip=False,
-        )  # fmt: skip
+        labels.append((float(part.weight.iloc[-1]), f"n = {n}", colour))
         peak = part[part.place == 0].iloc[0]
         axes.annotate(
             f"{peak.weight}", (0, peak.weight), xytext=(0, 3), textcoords="offset points", color=colour,
             ha="center", fontsize="small",
         )  # fmt: skip
+    label_at_right(axes, labels, gap=1.6)
     axes.set_ylim(0, counts.weight.max() * 1.18)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("token, counted from the choice")
