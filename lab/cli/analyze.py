@@ -38,11 +38,12 @@ analyze.add_command(heads)
 @store_option
 @as_json
 def weights(name: str, scale: str, examples: int, store: Path, as_json: bool) -> None:
-    """How much tokens count when n are predicted at once: derived, counted and measured (Section 5.1 of the paper).
+    """Implicit loss weights: derived, counted and measured.
 
-    A token that decides k tokens, itself the first, counts W(n, k) times, a choice point n (n + 1) / 2 times. Measured
-    is what the terms of the loss that belong to tokens of a kind amount to, and their gradients into the trunk: those
-    that arrive at its output, and their mean over its parameters. Tasks say what their tokens decide; stories do not.
+    The argument is Section 5.1's of the paper. A token that decides k tokens, itself the first, counts W(n, k) times, a
+    choice point n (n + 1) / 2 times. Measured is what the terms of the loss that belong to tokens of a kind amount to,
+    and their gradients into the trunk: those that arrive at its output, and their mean over its parameters. Tasks say
+    what their tokens decide; stories do not.
     """
     from lab.analysis.loss_weights import derivation, measure, positions
 
@@ -76,10 +77,11 @@ def weights(name: str, scale: str, examples: int, store: Path, as_json: bool) ->
 @store_option
 @as_json
 def information(name: str, scale: str, examples: int, positions: int, store: Path, as_json: bool) -> None:
-    """What n-token losses say of the information between tokens: derived and measured (Section 5.2 of the paper).
+    """Information between tokens: derived and measured.
 
-    Measured: head i's loss on a token less head 1's on the same token, by kind of token; how far heads are from the
-    marginals of what head 1 says step by step; and accuracy given the true tokens against that of running free.
+    The argument is Section 5.2's of the paper. Measured are head i's loss on a token less head 1's on the same token, by
+    kind of token; how far heads are from the marginals of what head 1 says step by step; and accuracy given the true
+    tokens against that of running free.
     """
     from lab.analysis.information import gaps, identities, losses, mismatch
 

@@ -31,14 +31,14 @@ SHOWN = 2
 @store_option
 @as_json
 def heads(name: str, scale: str, examples: int, store: Path, as_json: bool) -> None:
-    """What the attention heads of a finished run do, or of all runs of a sweep, and when they came to do it.
+    """Attention heads: what they do, since when, and what is lost without each.
 
     Previous-token score: attention to the token before. Prefix-matching score: attention to what came after earlier
     occurrences of the token. Both are means over queries, on random tokens said twice and inside test examples (prefix
     matching where a scored token is predicted; previous token of all tokens, and `needed`, of those that prefix
-    matching is to find). Copying score: whether a head raises the logits of what it attends to,
-    from -1 to 1. At the last step each head on the next token's path is left out in turn, and what the task's measure
-    loses is told. Runs that kept weights on their way (execution.snapshots) are shown at every step.
+    matching is to find). Copying score: whether a head raises the logits of what it attends to, from -1 to 1. At the
+    last step each head on the next token's path is left out in turn, and what the task's measure loses is told. Runs
+    that kept weights on their way (execution.snapshots) are shown at every step.
     """
     from lab.analysis.attention import analyse, turns
     from lab.analysis.trained import opened
