@@ -79,8 +79,8 @@ def weights(name: str, scale: str, examples: int, store: Path, as_json: bool) ->
 def information(name: str, scale: str, examples: int, positions: int, store: Path, as_json: bool) -> None:
     """Information between tokens: derived and measured.
 
-    The argument is Section 5.2's of the paper. Measured are head i's loss on a token less head 1's on the same token, by
-    kind of token; how far heads are from the marginals of what head 1 says step by step; and accuracy given the true
+    The argument is Section 5.2's of the paper. Measured are head i's loss on a token less head 1's on the same token,
+    by kind of token; how far heads are from the marginals of what head 1 says step by step; and accuracy given the true
     tokens against that of running free.
     """
     from lab.analysis.information import gaps, identities, losses, mismatch
