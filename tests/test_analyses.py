@@ -20,6 +20,7 @@ from lab.analysis.terms import passes, terms, valid
 from lab.analysis.trained import Trained, opened
 from lab.cli.main import cli
 from lab.errors import BadInput, Missing
+from lab.experiments import sweep as sweeps
 from lab.experiments.experiment import Experiment, dump_yaml
 from lab.experiments.run import execute
 from lab.experiments.store import RunDirectory
@@ -415,6 +416,17 @@ def test_a_sweep_is_analysed_when_it_is_done(tmp_path: Path, store: Path) -> Non
     runs = opened(str(path), "cpu", store)
     assert [run.about["objective.n"] for run in runs] == [1, 2]
     assert isinstance(runs[0], Trained)
+
+
+def test_what_only_results_has_is_run_again_for_its_weights(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = choices_run(store, "objective.n=2")
+    kept = {experiment.identity: RunDirectory(store, experiment).read_result()}
+    monkeypatch.setattr(sweeps, "kept_results", lambda: kept)
+    sweep = sweeps.Sweep("it", "it.yaml", "cpu", None, (), (sweeps.Cell(experiment, {}),))  # type: ignore[arg-type]
+    for weights, state in ((False, "done"), (True, "waiting")):
+        assert [each.name for _, each in sweeps.runs(sweep, tmp_path, weights)] == [state]
 
 
 def test_runs_that_cannot_be_opened(tmp_path: Path, store: Path) -> None:

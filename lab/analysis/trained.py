@@ -98,7 +98,7 @@ def opened(name: str, scale: str, store: Path) -> list[Trained]:
     if missing:
         raise Missing(
             f"{name}, scale {scale}: {len(missing)} of {len(runs)} runs have no weights in {store} (results/ holds "
-            f"none); make them with: {sweep.command(store)}"
+            f"none); make them with: {sweep.command(store)} --weights"
         )
     return runs
 

@@ -36,9 +36,19 @@ def sweep() -> None:
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Runs at a time.")
 @time_limit_option
 @click.option("--retry", is_flag=True, help="Also run again what failed before.")
+@click.option("--weights", is_flag=True, help="Also run what only results/ has: it holds no weights for lab analyze.")
 @store_option
 @as_json
-def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bool, store: Path, as_json: bool) -> None:
+def run(
+    path: str,
+    scale: str,
+    workers: int,
+    time_limit: float | None,
+    retry: bool,
+    weights: bool,
+    store: Path,
+    as_json: bool,
+) -> None:
     """Carry out every run of SWEEP that is not done.
 
     A finished run is not redone, whether its result lies in the store or among the committed results/; an interrupted
@@ -50,7 +60,7 @@ def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bo
 
     end = deadline(time_limit)
     loaded = load_sweep(path, scale)
-    found = runs(loaded, store)
+    found = runs(loaded, store, weights)
     names = {cell.experiment.identity: _name(cell.axes) for cell, _ in found}
     todo = [cell.experiment for cell, state in found if not state.result and (retry or not state.reason)]
     ends: Counter[str] = Counter(state.name for _, state in found if state.result or (state.reason and not retry))
@@ -91,7 +101,7 @@ def run(path: str, scale: str, workers: int, time_limit: float | None, retry: bo
         counts = {state: ends[state] for state in ("done", "failed", "stopped", "busy", "waiting")}
         print_json({"sweep": path, "scale": scale, "runs": len(found), **counts})
     left = len(found) - ends["done"]
-    again = loaded.command(store) + (" --retry" if left == ends["failed"] else "")
+    again = loaded.command(store) + (" --weights" if weights else "") + (" --retry" if left == ends["failed"] else "")
     say(f"{ends['done']} of {len(found)} runs done" + (f"; go on with: {again}" if left else ""))
     if not left and not as_json:
         click.get_current_context().invoke(show, path=path, scale=scale, store=store)

@@ -170,12 +170,13 @@ def states(sweep: Sweep, store: Path) -> list[State]:
     return [state for _, state in runs(sweep, store)[-len(sweep.cells) :]]
 
 
-def runs(sweep: Sweep, store: Path) -> list[tuple[Cell, State]]:
+def runs(sweep: Sweep, store: Path, weights: bool = False) -> list[tuple[Cell, State]]:
     """The runs of a sweep and their states: the sources that are done or that a cell waits for, then the cells.
 
-    What a cell waits for is done when it lies in the store: results/ holds no weights to begin with.
+    What a cell waits for is done when it lies in the store: results/ holds no weights to begin with. If `weights` are
+    wanted, that goes for all.
     """
-    kept = kept_results()
+    kept = {} if weights else kept_results()
     needed = {cell.experiment.source for cell, state in _found(sweep.cells, store, kept) if not state.result}
     elsewhere = {identity: result for identity, result in kept.items() if identity not in needed}
     both = _found((*sweep.sources, *sweep.cells), store, elsewhere)
