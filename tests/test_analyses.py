@@ -33,10 +33,10 @@ from lab.objectives.next_token import NextToken
 from lab.objectives.parallel import Parallel
 from lab.objectives.reweighted import Reweighted
 from lab.objectives.sequential import Sequential
-from lab.tasks.agreement import Agreement
 from lab.tasks.base import Examples
 from lab.tasks.choices import Choices, Station
 from lab.tasks.polynomials import Polynomials
+from lab.tasks.stories import Stories
 from tests.conftest import same_end, tiny
 
 MODEL = Model(layers=5, width=16, heads=2)
@@ -446,7 +446,27 @@ def test_runs_that_cannot_be_opened(tmp_path: Path, store: Path) -> None:
         opened(experiment.identity, "cpu", tmp_path)
 
 
-def test_agreement_trains() -> None:
+def test_agreement_trains(tmp_path: Path) -> None:
     """A task without keys goes through a run like any other (its entropies: tests/test_known_sources.py)."""
-    task = Agreement(clauses=2).build()
-    assert task.examples("train", np.arange(3), 0).keys.shape == (3, 0)
+    task = "task={name: agreement, clauses: 2, test_examples: 20, validation_examples: 10}"
+    result = execute(tiny(task, "train.context=12", "train.steps=20"), tmp_path)
+    assert result
+    assert {row["slot"] for row in result["scores"]} == {"all", "adjective", "noun", "verb"}
+
+
+def test_kinds_of_tokens() -> None:
+    """Names' tokens come in pairs, later second tokens are what is scored; of polynomials that is the answer."""
+    stories = Stories(pronouns=0.0).build()
+    examples = stories.examples("train", np.arange(30), 0)
+    kind = stories.kind(examples)
+    first = [name == "first token" for name in stories.kinds].index(True)
+    assert ((kind == 3) == examples.scored).all()
+    assert (np.roll(kind == first, 1, axis=1) == (kind >= 2)).all()
+    for row in range(30):
+        names = stories.record(examples, row)["names"].values()
+        for place in np.flatnonzero(kind[row] == first):
+            assert examples.tokens[row, place : place + 2].tolist() in names
+        assert (kind[row] == 2).sum() == len(names)  # each is introduced once
+    arithmetic = Polynomials().build()
+    examples = arithmetic.examples("train", np.arange(30), 0)
+    assert (arithmetic.kind(examples).astype(bool) == examples.scored).all()
