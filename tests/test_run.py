@@ -169,8 +169,12 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
 
 def test_two_processes_never_work_on_one_run(tmp_path: Path) -> None:
     experiment = tiny()
-    with held(RunDirectory(tmp_path, experiment)), pytest.raises(Busy, match="another process"):
+    directory = RunDirectory(tmp_path, experiment)
+    assert not directory.is_held()
+    with held(directory), pytest.raises(Busy, match="another process"):
+        assert directory.is_held() == (sys.platform == "linux")
         execute(experiment, tmp_path)
+    assert not directory.is_held()
     assert execute(experiment, tmp_path), "it is free again at once"
 
 

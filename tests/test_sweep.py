@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from lab.experiments.sweep import load_sweep, states
 from lab.home import home
 from lab.learning.progress import Progress
 from lab.report.tables import interval, paired_differences, score_tables, summarise, tidy
-from tests.conftest import TINY
+from tests.conftest import TINY, held
 
 SWEEP: dict[str, Any] = {
     "question": "Does it run?",
@@ -117,6 +118,9 @@ def test_status_tells_done_failed_started_and_waiting(finished: tuple[str, str],
         other.metrics.write_text('{"step": 5}\n')
     said = json.loads(lab("sweep", "status", path, "--store", str(tmp_path), "--json").stdout)
     assert [row["state"] for row in said["runs"]] == ["failed", "started", "waiting", "waiting"]
+    if sys.platform == "linux":
+        with held(RunDirectory(tmp_path, cells[2].experiment)):
+            assert "1 running" in lab("sweep", "status", path, "--store", str(tmp_path)).stdout
     assert said["runs"][0]["reason"] == "ValueError: broke in two lines"
     assert said["runs"][1]["step"] == 5
     assert "1 failed" in lab("sweep", "status", path, "--store", str(tmp_path)).stdout

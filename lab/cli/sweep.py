@@ -115,7 +115,7 @@ def run(
 @store_option
 @as_json
 def status(path: str, scale: str, store: Path, as_json: bool) -> None:
-    """Say which runs of SWEEP, sources included, are done, failed (and why), started or waiting."""
+    """Say which runs of SWEEP, sources included, are done, failed (and why), running, started or waiting."""
     from lab.experiments.store import RunDirectory
     from lab.experiments.sweep import load_sweep, runs
 

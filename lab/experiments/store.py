@@ -8,6 +8,8 @@ import fcntl
 import json
 import re
 import shutil
+import struct
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -90,6 +92,22 @@ class RunDirectory:
                 with suppress(OSError):  # a disk that is full, or a store that vanished, keeps no record either
                     write_json(self.failure, {"reason": reason, "traceback": traceback.format_exc()})
                 raise Failure(f"{self.path}: {reason}") from error
+
+    def is_held(self) -> bool:
+        """Whether another process works on the run; False where that cannot be told (elsewhere than on Linux).
+
+        Not for who holds it: closing the file would let go.
+        """
+        if sys.platform != "linux":
+            return False
+        try:
+            with (self.path / "lock").open() as lock:
+                # Asked, not tried: to hold it for an instant would turn others away.
+                asked = struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 0, 0, 0)  # struct flock
+                kind, *_ = struct.unpack("hhqqi4x", fcntl.fcntl(lock, fcntl.F_GETLK, asked))
+                return bool(kind != fcntl.F_UNLCK)
+        except OSError:
+            return False
 
     def read_result(self) -> Result | None:
         """The finished run's result; None when there is none.

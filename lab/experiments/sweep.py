@@ -91,7 +91,10 @@ class Sweep:
 
 @dataclass(frozen=True)
 class State:
-    """How far a cell is: `done`, `failed`, `started` or `waiting`, with a reason if it is for a source that failed."""
+    """How far a cell is: `done`, `failed`, `running`, `started` (and interrupted) or `waiting`.
+
+    Waiting has a reason if it is for a source that failed.
+    """
 
     name: str
     result: Result | None = None
@@ -200,6 +203,8 @@ def _state(directory: RunDirectory, kept: dict[str, Result]) -> State:
         return State("failed", reason=str(error))
     if result:
         return State("done", result=result)
+    if directory.is_held():
+        return State("running")
     reason = directory.read_failure()
     if reason:
         return State("failed", reason=reason)
