@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lab.models import kernels
+from lab.models.cache import Cache, Slots
 from lab.models.sizes import Model
 
 
@@ -42,9 +43,11 @@ class Context(NamedTuple):
     """What every layer of one forward pass shares: the positions' rotations, and which positions see which."""
 
     rotary: Tensor
-    """complex64 [T, 1, K/2]."""
+    """complex64 [T, 1, K/2], or [B, T, 1, K/2] where rows stand at different positions."""
     mask: Tensor | None
     """[B, 1, T, T], 0 where a query (third axis) may look at a key (last axis), else -inf; None for plain causal."""
+    slots: Slots | None = None
+    """In decoding: the columns of the cache that the T tokens take; keys (the mask's last axis) are then columns."""
 
 
 class RMSNorm(nn.RMSNorm):
@@ -70,11 +73,13 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         inputs = self.inputs(x_BTD)
-        if kernels.serve(inputs) and inputs.shape[1] <= kernels.LONGEST:
+        if context.slots is None and kernels.serve(inputs) and inputs.shape[1] <= kernels.LONGEST:
             return self.output(kernels.attend(inputs, context.rotary, context.mask, self.heads))  # type: ignore[no-any-return]
         heads = inputs.unflatten(-1, (3 * self.heads, -1))
         qk, v_BTHK = heads.split((2 * self.heads, self.heads), dim=2)
         q_BTHK, k_BTHK = rotate(qk, context.rotary).chunk(2, dim=2)
+        if context.slots is not None:
+            k_BTHK, v_BTHK = context.slots.extended(self, k_BTHK, v_BTHK)
         q, k, v = q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHK.transpose(1, 2)
         mixed_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask, is_causal=context.mask is None)
         return self.output(mixed_BHTK.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
@@ -139,14 +144,34 @@ class Decoder(nn.Module):
         """
         mask = None
         if documents_BT is not None:
-            seen = (documents_BT[:, :, None] == documents_BT[:, None, :]).tril()[:, None]
-            kind = seen.device.type
-            # Not the weights' own under autocast: attention would cast it in every layer, and keep every copy.
-            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.embedding.weight.dtype
-            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            mask.masked_fill_(~seen, -torch.inf)
+            mask = self._mask((documents_BT[:, :, None] == documents_BT[:, None, :]).tril())
         rotations = rotary(tokens_BT.shape[1], self.head_width, self.rotary_base, tokens_BT.device)
         return Context(rotations, mask)
+
+    def cache(self, columns: int) -> Cache:
+        """An empty cache for rows of so many tokens at most."""
+        return Cache(rotary(columns, self.head_width, self.rotary_base, self.embedding.weight.device))
+
+    def continuation(self, cache: Cache, columns_BS: Tensor, positions_BS: Tensor, seen_BSC: Tensor | None) -> Context:
+        """Who sees whom where some tokens are read after those in a cache.
+
+        Args:
+            cache: what layers keep; the pass writes to it.
+            columns_BS: int64, the cache's columns that the new tokens take.
+            positions_BS: int64, their positions in the text.
+            seen_BSC: bool, the columns that each of them sees, of the first C; its own is one. None where columns are
+                0 to S-1 of an empty cache: then plain causal.
+        """
+        end, mask = (columns_BS.shape[1], None) if seen_BSC is None else (seen_BSC.shape[2], self._mask(seen_BSC))
+        return Context(cache.rotary[positions_BS], mask, Slots(cache, columns_BS, end))
+
+    def _mask(self, seen_BTT: Tensor) -> Tensor:
+        """[B, 1, T, T], 0 where a query sees a key, else -inf."""
+        kind = seen_BTT.device.type
+        # Not the weights' own under autocast: attention would cast it in every layer, and keep every copy.
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.embedding.weight.dtype
+        mask = torch.zeros(seen_BTT.shape, dtype=dtype, device=seen_BTT.device)
+        return mask.masked_fill_(~seen_BTT, -torch.inf)[:, None]
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
         """The trunk's output z [B, T, D]."""

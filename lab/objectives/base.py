@@ -81,6 +81,16 @@ class Objective(nn.Module, ABC):
                 read true tokens ahead look at them, head i at those up to t+i-1.
         """
 
+    def further(
+        self, decoder: Decoder, latent_BTD: Tensor, context: Context, heads: int, tokens: Tensor
+    ) -> Iterator[Tensor]:
+        """Of heads that read ahead: the latents [B, T, D] of heads 2 to `heads`, on head 1's, each when asked for.
+
+        Head i looks at `tokens` when it is asked for: token t+i-1 may be written there once head i-1 has proposed it.
+        The arguments are those of `latents`, but for head 1's latents in the place of the trunk's output.
+        """
+        raise NotImplementedError
+
     def read(self, decoder: Decoder, head: int, latent: Tensor) -> Tensor:
         """Logits [..., V] of one head's latents [..., D]: the final norm and the head's unembedding."""
         return decoder.logits(latent)

@@ -66,10 +66,16 @@ class SequentialHeads(Heads):
     ) -> Iterator[Tensor]:
         latent_BTD = self.heads[0](trunk_BTD, context)
         yield latent_BTD
-        positions = trunk_BTD.shape[1]
-        for ahead, (head, join) in enumerate(zip(self.heads[1:heads], self.joins, strict=False), start=1):
+        if heads > 1:
             if tokens is None:
                 raise ValueError("sequential heads beyond the first read the tokens between: they need `tokens`")
+            yield from self.further(decoder, latent_BTD, context, heads, tokens)
+
+    def further(
+        self, decoder: Decoder, latent_BTD: Tensor, context: Context, heads: int, tokens: Tensor
+    ) -> Iterator[Tensor]:
+        positions = latent_BTD.shape[1]
+        for ahead, (head, join) in enumerate(zip(self.heads[1:heads], self.joins, strict=False), start=1):
             # Near a document's end this reads another's token, but only where the head has no target.
             read_BTD = decoder.embedding(tokens[:, ahead : ahead + positions])
             latent_BTD = head(join(latent_BTD, read_BTD), context)

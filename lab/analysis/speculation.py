@@ -1,0 +1,196 @@
+"""What decoding with a run's own further heads tells: how many drafts are accepted, and what that is worth in time.
+
+With k heads a forward pass gives `tokens_per_forward` tokens, 1 to k, which no hardware enters. A pass with k heads
+takes longer than a plain one: it reads k tokens a row, through k-1 layers more where heads are layers, and makes k
+heads' logits. From what is measured, the speed-up over k = 1, follows what a pass costs,
+
+    cost_per_forward = tokens_per_forward / speed_up,
+
+in plain passes: also the tokens a forward from which drafts pay, and (cost - 1) / (k - 1) the share of drafts that have
+to be accepted. If passes took time by their layers alone, as where reading weights bounds them, the speed-up would be
+
+    layers_allow = tokens_per_forward (N - n + 1) / (N - n + k)
+
+for heads that are layers beside each other or in a chain from the first (`parallel`, `causal`, `sequential` …); the
+layers are counted in the cache, so for others (`linear`, `anticausal`) it is what it is with them.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lab.analysis.costs import PAPER_SPEED_UPS
+from lab.analysis.trained import Trained
+from lab.errors import BadInput
+from lab.learning.decoding import Decoded, Sampling, chain, decode
+from lab.objectives import LanguageModel
+
+PAPER_BYTES = {
+    8: {2: (1.98, 1.94), 4: (3.84, 3.67), 8: (7.04, 6.39)},
+    16: {2: (1.98, 1.94), 4: (3.81, 3.63), 8: (6.92, 6.25), 12: (9.36, 8.07), 16: (11.20, 9.24)},
+    32: {
+        2: (1.97, 1.93), 4: (3.80, 3.62), 8: (6.89, 6.22), 12: (9.30, 8.01), 16: (11.15, 9.15), 20: (12.61, 9.83),
+        24: (13.67, 10.34), 28: (14.58, 10.55), 32: (15.35, 10.84),
+    },
+}  # fmt: skip
+"""Tokens of a forward pass and measured speed-up over k = 1, by n and k, of the paper's 7B byte models on code (Table
+S3: 4096 prompts of 1024 bytes, 1024 generated, batch 16)."""
+
+
+class Prompts(NamedTuple):
+    """What is continued."""
+
+    tokens: Tensor
+    """int64 [rows, P], padded on the right."""
+    lengths: Tensor
+    """int64 [rows]."""
+    end: int | None
+    """The token that ends an answer."""
+
+
+def prompts_of(run: Trained, count: int) -> Prompts:
+    """The beginnings of test examples: up to where the score begins to look, or half way, whichever is later."""
+    examples = run.test_examples(count)
+    lengths = np.maximum(1, np.maximum(examples.scored.argmax(axis=1), examples.lengths // 2))
+    tokens = torch.from_numpy(examples.tokens[:, : lengths.max()].astype(np.int64))
+    return Prompts(tokens, torch.from_numpy(lengths), end_token(run))
+
+
+def given_prompt(run: Trained, tokens: Sequence[int]) -> Prompts:
+    """A prompt of one's own.
+
+    Raises:
+        BadInput: it is empty, longer than what the run was trained or tested on, or outside of the vocabulary.
+    """
+    size, allowed = len(run.task.vocabulary), longest(run)
+    if not 1 <= len(tokens) <= allowed:
+        raise BadInput(
+            f"prompt: {len(tokens)} tokens are not allowed: should be from 1 to {allowed}, the most that the run was "
+            "trained or tested on"
+        )
+    for token in tokens:
+        if not 0 <= token < size:
+            raise BadInput(f"prompt: token {token} is not allowed: should be from 0 to {size - 1}")
+    return Prompts(torch.tensor([list(tokens)]), torch.tensor([len(tokens)]), end_token(run))
+
+
+def longest(run: Trained) -> int:
+    """The most tokens in a row that a run has read."""
+    return max(run.experiment.train.context, run.task.longest("test"))
+
+
+def end_token(run: Trained) -> int | None:
+    """The token that ends each of the task's documents and stands nowhere else; None where there is none."""
+    examples = run.test_examples(100)
+    inside = np.arange(examples.tokens.shape[1]) < examples.lengths[:, None]
+    [last, *others] = {*examples.tokens[np.arange(len(inside)), examples.lengths - 1].tolist()}
+    alone = not others and int((examples.tokens[inside] == last).sum()) == len(inside) > 1
+    return last if alone else None
+
+
+def ways(heads: int, tree: Sequence[int] | None) -> list[tuple[int, ...]]:
+    """The `drafts` that are compared: none, the chains of 2 to `heads` heads, and the tree."""
+    return [*(chain(k) for k in range(1, heads + 1)), *([tuple(tree)] if tree else [])]
+
+
+def speculation(
+    model: LanguageModel,
+    prompts: Prompts,
+    ways: Sequence[tuple[int, ...]],
+    new_tokens: int,
+    batch: int,
+    sampling: Sampling | None = None,
+    rounds: int = 3,
+    listen: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """How each way of drafting does on the same prompts, in rows, JSON types.
+
+    Rows have `k` heads, `drafts` (candidates of each further head), `batch`, `prompts`, `tokens` made, `passes` (summed
+    over prompts), `tokens_per_forward`, `accepted` (share by depth, that of head 2's drafts first), `accepted_length`
+    (drafts accepted a pass), `seconds`, `tokens_per_second`, `speed_up` over plain decoding, `cost_per_forward` in
+    plain passes, `break_even_acceptance`, the share of drafts from which it pays, `layers` that take part,
+    `layers_allow`, the speed-up if passes took time by layers, and `identical`, the share of prompts whose tokens are
+    those of plain decoding (None where they are sampled). Time and tokens a forward are without reading the prompt and
+    the token that it gives.
+
+    Args:
+        model: of a finished run.
+        prompts: what is continued.
+        ways: the `drafts` (see `decode`) that are compared, plain decoding `()` first.
+        new_tokens: the most that are added to each prompt.
+        batch: rows decoded at once.
+        sampling: how tokens are drawn; None for the likeliest.
+        rounds: times that each batch is decoded in each way, all ways in turn; seconds are the median.
+        listen: called after each decoding, `len(ways) * rounds` times a batch.
+    """
+    tokens_of, lengths_of = (torch.split(each, batch) for each in (prompts.tokens, prompts.lengths))
+    parts = [(part[:, : int(most.max())], most) for part, most in zip(tokens_of, lengths_of, strict=True)]
+    found: dict[tuple[int, ...], list[Decoded]] = {drafts: [] for drafts in ways}
+    seconds = dict.fromkeys(ways, 0.0)
+    decode(model, *parts[0], new_tokens=1)  # what the first pass of a process sets up is nobody's time
+    for tokens, lengths in parts:
+        times: dict[tuple[int, ...], list[float]] = {drafts: [] for drafts in ways}
+        for number in range(rounds):
+            for drafts in (*ways[number % len(ways) :], *ways[: number % len(ways)]):
+                decoded = decode(model, tokens, lengths, new_tokens, drafts, sampling, prompts.end)
+                times[drafts].append(decoded.seconds)
+                found[drafts] += [decoded] if not number else []
+                listen()
+        for drafts in ways:
+            seconds[drafts] += median(times[drafts])
+    plain = _row(found[ways[0]], ways[0], seconds[ways[0]], batch)
+    return [
+        _compared(_row(found[drafts], drafts, seconds[drafts], batch), plain, found[drafts], found[ways[0]], sampling)
+        for drafts in ways
+    ]
+
+
+def _row(found: Sequence[Decoded], drafts: tuple[int, ...], seconds: float, batch: int) -> dict[str, Any]:
+    rows, passes = sum(len(each.tokens) for each in found), sum(int(each.passes.sum()) for each in found)
+    tokens = sum(len(row) for each in found for row in each.tokens)
+    proposed, accepted = (sum(getattr(each, name) for each in found) for name in ("proposed", "accepted"))
+    return {
+        "k": len(drafts) + 1, "drafts": list(drafts), "batch": batch, "prompts": rows, "tokens": tokens,
+        "passes": passes, "tokens_per_forward": _share(tokens - rows, passes),
+        "accepted": [_share(good, all_) for good, all_ in zip(accepted, proposed, strict=True)],
+        "accepted_length": _share(int(accepted.sum()), passes),
+        "seconds": seconds, "tokens_per_second": _share(tokens - rows, seconds),
+        "layers": found[0].layers,
+    }  # fmt: skip
+
+
+def _compared(
+    row: dict[str, Any], plain: dict[str, Any], found: Sequence[Decoded], plainly: Sequence[Decoded],
+    sampling: Sampling | None,
+) -> dict[str, Any]:  # fmt: skip
+    speed_up = _share(row["tokens_per_second"], plain["tokens_per_second"])
+    cost = _share(row["tokens_per_forward"], speed_up)
+    pairs = [pair for one, two in zip(found, plainly, strict=True) for pair in zip(one.tokens, two.tokens, strict=True)]
+    return {
+        **row,
+        "speed_up": speed_up,
+        "cost_per_forward": cost,
+        "break_even_acceptance": (cost - 1) / (row["k"] - 1) if row["k"] > 1 else None,
+        "layers_allow": row["tokens_per_forward"] * plain["layers"] / row["layers"],
+        "identical": _share(sum(one == two for one, two in pairs), len(pairs)) if sampling is None else None,
+    }
+
+
+def _share(part: float, whole: float) -> float:
+    return float(part) / float(whole) if whole else math.nan
+
+
+def paper() -> Iterator[dict[str, Any]]:
+    """Tables S2 and S3: `table`, `text`, `n`, `k`, `tokens_per_forward`, `speed_up`, `cost_per_forward`."""
+    texts = [("S2", text, 4, measured) for text, measured in PAPER_SPEED_UPS.items()]
+    for table, text, n, measured in [*texts, *(("S3", "code, bytes", n, each) for n, each in PAPER_BYTES.items())]:
+        for k, (tokens, speed_up) in measured.items():
+            yield {
+                "table": table, "text": text, "n": n, "k": k, "tokens_per_forward": tokens, "speed_up": speed_up,
+                "cost_per_forward": tokens / speed_up,
+            }  # fmt: skip

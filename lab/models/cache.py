@@ -1,0 +1,67 @@
+"""What decoding keeps of the tokens that were read: keys and values of every attention layer, by column.
+
+Shape suffixes: B rows, S tokens of one forward pass, C columns, M columns moved, H attention heads, K width of a head.
+"""
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Cache:
+    """Tensors [B, C, ...] by owner, all with the same columns, one a token; a layer of attention owns keys and values.
+
+    Column j of a row is for token j of the row as soon as that is settled; what lies beyond a row's settled tokens is
+    of no account, and is overwritten. Room is made when an owner first writes.
+    """
+
+    def __init__(self, rotary_CK: Tensor) -> None:
+        """An empty cache with a column for each of the rotations, complex64 [C, 1, K/2], position 0 first."""
+        self.rotary = rotary_CK
+        self._kept: dict[Hashable, list[Tensor]] = {}
+
+    @property
+    def layers(self) -> int:
+        """Attention layers that have taken part."""
+        return sum(isinstance(owner, nn.Module) for owner in self._kept)
+
+    def write(self, owner: Hashable, columns_BS: Tensor, *values: Tensor) -> list[Tensor]:
+        """Put an owner's values [B, S, ...] into columns (int64); returns all that it keeps, [B, C, ...] each."""
+        if owner not in self._kept:
+            columns = len(self.rotary)
+            self._kept[owner] = [each.new_zeros(len(each), columns, *each.shape[2:]) for each in values]
+        rows = torch.arange(len(columns_BS), device=columns_BS.device)[:, None]
+        for kept, each in zip(self._kept[owner], values, strict=True):
+            kept[rows, columns_BS] = each
+        return self._kept[owner]
+
+    def read(self, owner: Hashable, columns_BS: Tensor) -> list[Tensor]:
+        """What an owner keeps in columns: [B, S, ...] each."""
+        rows = torch.arange(len(columns_BS), device=columns_BS.device)[:, None]
+        return [kept[rows, columns_BS] for kept in self._kept[owner]]
+
+    def move(self, source_BM: Tensor, target_BM: Tensor) -> None:
+        """Copy columns (int64) to others, for every owner."""
+        for owner in self._kept:
+            self.write(owner, target_BM, *self.read(owner, source_BM))
+
+    def select(self, rows: Tensor) -> None:
+        """Keep some of the rows, int64 [B'], and let the others go."""
+        self._kept = {owner: [each[rows] for each in kept] for owner, kept in self._kept.items()}
+
+
+class Slots(NamedTuple):
+    """Where a forward pass's tokens go in a cache."""
+
+    cache: Cache
+    columns: Tensor
+    """int64 [B, S]."""
+    end: int
+    """Columns that are attended over, the first ones; what the pass's mask speaks of."""
+
+    def extended(self, layer: nn.Module, k_BSHK: Tensor, v_BSHK: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep a layer's new keys and values; returns those of all columns, [B, end, H, K] each."""
+        k_BCHK, v_BCHK = self.cache.write(layer, self.columns, k_BSHK, v_BSHK)
+        return k_BCHK[:, : self.end], v_BCHK[:, : self.end]
