@@ -55,7 +55,7 @@ def panel(axes: Axes, rows: pd.DataFrame, measure: str, n: int) -> None:
     for span, colour in zip(spans[1:], sns.color_palette("flare", len(spans) - 1), strict=True):
         ratio = rows[rows.span == span].set_index(["seed", "step"])[measure] / base
         logs = np.log2(ratio.where((ratio > 0) & np.isfinite(ratio)))  # a gradient can be lost in noise
-        logs = logs.unstack("seed").mean(axis=1, skipna=False).dropna()
+        logs = logs.groupby("step").agg(lambda seeds: seeds.mean(skipna=False)).dropna()
         axes.plot(logs.index, logs, color=colour, linewidth=1.8)
         axes.axhline(np.log2(implicit_weight(n, int(span)) / n), color=colour, linewidth=1, linestyle=":")
         if len(logs):

@@ -240,6 +240,10 @@ CASES = [
     command("analyze information sweeps/choices.yaml --scale gpu", "scales: has no 'gpu'", "allowed: cpu"),
     command("analyze weights nothing --examples 1", "--examples", "1 is not in the range"),
     command("analyze information nothing --positions 0", "--positions", "0 is not in the range"),
+    command("analyze generation nothing --samples 1", "--samples", "1 is not in the range"),
+    command("analyze generation nothing --temperature 0", "--temperature", "0.0 is not in the range"),
+    command("decode nothing", "RUN: 'nothing' is not allowed", "identity of a run in runs"),
+    command("decode nothing --tree a,b", "--tree", "'a,b' is not allowed: should be whole numbers"),
     command("cost trianing", "No such command 'trianing'", "training"),
     command("cost training llama2-7b", "SHAPE: 'llama2-7b'", "did you mean 'llama-2-7b'?"),
     command("cost decoding --device A1000", "--device: 'A1000'", "did you mean 'A100'?"),
@@ -549,11 +553,11 @@ def test_bad_input_is_one_line_and_status_two_and_leaves_nothing(
 
 
 def test_every_command_has_a_case() -> None:
-    commands = {"data show", "models", "train", "figures"}
+    commands = {"data show", "models", "train", "figures", "decode"}
     commands |= {f"sweep {each}" for each in ("run", "status", "show", "keep")}
     commands |= {f"study {each}" for each in ("run", "show", "keep")}
     commands |= {f"bench {each}" for each in ("data", "batches", "memory", "train")}
-    commands |= {f"analyze {each}" for each in ("weights", "information", "heads")}
+    commands |= {f"analyze {each}" for each in ("weights", "information", "heads", "generation")}
     commands |= {f"cost {each}" for each in ("training", "decoding")}
     for each in commands:
         assert any(" ".join(case.arguments).startswith(f"{each} ") for case in CASES), each

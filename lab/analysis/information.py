@@ -38,6 +38,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lab.analysis.generation import questions
 from lab.analysis.terms import passes, terms, valid
 from lab.analysis.trained import Trained
 from lab.learning.data import select
@@ -168,6 +169,8 @@ def losses(run: Trained, examples: int, every: bool) -> Iterator[dict[str, Any]]
     """
     found = run.test_examples(examples)
     n = run.model(run.steps[-1]).objective.n
+    if n == 1:
+        return
     floors = run.task.entropies(found, n) if isinstance(run.task, Known) else None
     kinds = np.array(["all", *run.task.kinds])
     kind = run.task.kind(found).astype(np.int64)
@@ -262,36 +265,30 @@ def _at_end(model: LanguageModel, tokens: Tensor, heads: int) -> Tensor:
 def mismatch(run: Trained, examples: int, tokens: int = 8) -> list[dict[str, Any]]:
     """Accuracy with the true tokens given against the model's own, from where the score begins to look, at the end.
 
-    In each document one run of scored tokens is chosen. From its first token on, head 1 is asked for `tokens` tokens:
-    given the true ones before each (`teacher_forced`), and continuing what it said itself (`free_running`). A row for
-    each `ahead` = 1..tokens has the run's `identity`, `step`, and the number of `documents` that reach so far. Right is
-    what stands in the document.
+    In each document one run of scored tokens is chosen (`generation.questions`). From its first token on, head 1 is
+    asked for `tokens` tokens: given the true ones before each (`teacher_forced`), and continuing what it said itself
+    (`free_running`). A row for each `ahead` = 1..tokens has the run's `identity`, `step`, and the number of `documents`
+    that reach so far. Right is what stands in the document.
     """
-    model, found = run.model(run.steps[-1]), run.test_examples(examples)
-    random = np.random.default_rng(0)
-    forced, starts = predict(model, found), np.full(len(found.lengths), -1)
-    begins = found.scored & ~np.roll(found.scored, 1, axis=1)
-    begins[:, 0] = False  # there is nothing to continue
-    for row in np.flatnonzero(begins.any(axis=1)):
-        starts[row] = random.choice(np.flatnonzero(begins[row]))
-    rows = np.flatnonzero(starts > 0)
+    model, asked = run.model(run.steps[-1]), questions(run.test_examples(examples))
+    found, starts = asked.examples, asked.starts
+    forced = predict(model, found)
     device = next(model.parameters()).device
-    width = int(starts[rows].max())
-    prompts = torch.from_numpy(found.tokens[rows, :width].astype(np.int64)).to(device)
-    free = greedy(model, prompts, torch.from_numpy(starts[rows]).to(device), tokens).cpu().numpy()
+    prompts = torch.from_numpy(found.tokens[:, : int(starts.max())].astype(np.int64)).to(device)
+    free = greedy(model, prompts, torch.from_numpy(starts).to(device), tokens).cpu().numpy()
     table = []
     for ahead in range(tokens):
-        place = starts[rows] + ahead
-        inside = place < found.lengths[rows]
-        if not inside.any():
+        place = starts + ahead
+        [rows] = np.nonzero(place < found.lengths)
+        if not len(rows):
             break
-        true = found.tokens[rows[inside], place[inside]]
+        true = found.tokens[rows, place[rows]]
         table.append(
             {
                 "identity": run.experiment.identity, "step": run.steps[-1], "ahead": ahead + 1,
-                "documents": int(inside.sum()),
-                "teacher_forced": float((forced[rows[inside], place[inside]] == true).mean()),
-                "free_running": float((free[inside, ahead] == true).mean()),
+                "documents": len(rows),
+                "teacher_forced": float((forced[rows, place[rows]] == true).mean()),
+                "free_running": float((free[rows, ahead] == true).mean()),
             }
         )  # fmt: skip
     return table

@@ -1,5 +1,7 @@
 """`lab analyze`: look into finished runs."""
 
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +53,11 @@ def weights(name: str, scale: str, examples: int, store: Path, as_json: bool) ->
     rows: list[dict[str, Any]] = []
     runs = list(_each(name, scale, store))
     with bars() as shown:
-        for run in shown.track(runs, description=name) if len(runs) > 1 else runs:
-            rows += measure(run, examples, every=True)
+        models = shown.add_task(name, total=sum(len(run.steps) for run in runs), about="models")
+        for run in runs:
+            for _, of_step in groupby(measure(run, examples, every=True), itemgetter("step")):
+                rows += of_step
+                shown.advance(models)
     if as_json:
         about, count = _about("weights", name, scale, runs, examples), positions((1, 2, 4, 8), 4, 6)
         print_json({**about, "derivation": proved, "positions": count, "kinds": _rounded(rows)})
@@ -89,8 +94,13 @@ def information(name: str, scale: str, examples: int, positions: int, store: Pat
     tables: dict[str, list[dict[str, Any]]] = {"losses": [], "gaps": [], "mismatch": []}
     runs = list(_each(name, scale, store))
     with bars() as shown:
-        for run in shown.track(runs, description=name) if len(runs) > 1 else runs:
-            tables["losses"] += losses(run, examples, every=True)
+        done, models = 0, shown.add_task(name, total=sum(len(run.steps) for run in runs), about="models")
+        for run in runs:
+            for _, of_step in groupby(losses(run, examples, every=True), itemgetter("step")):
+                tables["losses"] += of_step
+                shown.advance(models)
+            done += len(run.steps)
+            shown.update(models, completed=done)  # with one head there are no losses to compare
             tables["gaps"] += gaps(run, positions)
             tables["mismatch"] += mismatch(run, examples)
     if as_json:
@@ -116,6 +126,67 @@ def information(name: str, scale: str, examples: int, positions: int, store: Pat
         _table(
             "accuracy from the first scored token on", mine["mismatch"],
             ("ahead", "documents", "teacher_forced", "free_running"),
+        )  # fmt: skip
+
+
+@analyze.command()
+@name_argument
+@scale_option
+@examples_option
+@click.option(
+    "--samples", type=click.IntRange(2, 10_000), default=20, show_default=True, help="Answers drawn to each question."
+)
+@click.option(
+    "--temperature",
+    "temperatures",
+    type=click.FloatRange(0, min_open=True),
+    multiple=True,
+    default=(0.2, 0.5, 0.8, 1.0),
+    show_default=True,
+    help="Of drawing; can be given several times.",
+)
+@store_option
+@as_json
+def generation(
+    name: str, scale: str, examples: int, samples: int, temperatures: tuple[float, ...], store: Path, as_json: bool
+) -> None:
+    """Answers: pass@k, choices between answers, calibration.
+
+    A question is a test example up to its scored tokens, of which one run is the answer. pass@k is the unbiased
+    estimate from the samples, by temperature; `oracle` is the best temperature for each k, known only afterwards.
+    Choices are between the answer and three near misses.
+    """
+    from lab.analysis.generation import answering, passing
+
+    ks = [k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k <= samples]
+    tables: dict[str, list[dict[str, Any]]] = {"passing": [], "answering": []}
+    runs = _each(name, scale, store)
+    with bars() as shown:
+        done = shown.add_task(name, total=len(runs) * (1 + len(temperatures)), about="temperatures, and choices")
+        for run in runs:
+            for _, of_one in groupby(passing(run, examples, samples, ks, temperatures), itemgetter("temperature")):
+                tables["passing"] += of_one
+                shown.advance(done)
+            tables["answering"].append(answering(run, examples))
+    if as_json:
+        rounded = {table: _rounded(rows) for table, rows in tables.items()}
+        print_json({**_about("generation", name, scale, runs, examples), **rounded})
+        return
+    for run in runs:
+        mine = {
+            table: [row for row in rows if row["identity"] == run.experiment.identity] for table, rows in tables.items()
+        }
+        click.echo(f"\n{run.directory.path}, step {run.steps[-1]}")
+        _table(
+            "pass@k; errors are standard errors over questions", mine["passing"],
+            ("k", "temperature", "questions", "samples", "pass_at_k", "error"),
+        )  # fmt: skip
+        _table(
+            "giving an answer, choosing one, and confidence on scored tokens", mine["answering"],
+            (
+                "generative_accuracy", "generative_error", "choice_accuracy", "choice_error", "choice_chance",
+                "confidence", "accuracy", "calibration_error",
+            ),
         )  # fmt: skip
 
 
