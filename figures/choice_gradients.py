@@ -16,7 +16,7 @@ from lab.analysis.loss_weights import implicit_weight
 from lab.report.drawing import grid, heading, label_at_right
 
 TABLE = "choices_weights"
-COMMAND = "lab analyze weights sweeps/choices.yaml"
+COMMAND = "lab analyze weights sweeps/choices.yaml --examples 48"
 
 
 def draw(table: dict[str, Any]) -> Figure:

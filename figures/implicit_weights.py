@@ -10,7 +10,7 @@ from lab.report.drawing import GREY, grid, heading, label_at_right
 from lab.report.style import colour_of
 
 TABLE = "choices_weights"
-COMMAND = "lab analyze weights sweeps/choices.yaml"
+COMMAND = "lab analyze weights sweeps/choices.yaml --examples 48"
 
 
 def draw(table: dict[str, Any]) -> Figure:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from lab.report.drawing import grid, heading, label_at_right
 
 TABLE = "choices_information"
-COMMAND = "lab analyze information sweeps/choices.yaml"
+COMMAND = "lab analyze information sweeps/choices.yaml --examples 48"
 
 
 def draw(table: dict[str, Any]) -> Figure:

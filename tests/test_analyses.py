@@ -198,7 +198,7 @@ def test_gradients_of_kinds_are_autograds(objective: Any) -> None:
     model = build_model(MODEL, objective, len(task.vocabulary), 0).double()
     n, kind, spans = model.objective.n, task.kind(examples), examples.spans
     assert spans is not None
-    rows = {row["kind"]: row for row in loss_weights._by_kind(model, task, twice(examples), 0.5)}
+    rows = {row["kind"]: row for row in loss_weights._by_kind(model, task, twice(examples), [1.0] * n)}
 
     trunk = [model.decoder.embedding.weight, *model.decoder.trunk.parameters()]
     trunk_BTD, nats, importance = terms(model, examples)
@@ -231,7 +231,7 @@ def test_noise_is_no_gradient() -> None:
     model = build_model(Model(layers=2, width=16, heads=2), NextToken(), len(task.vocabulary), 0)
 
     def of_choices() -> dict[str, Any]:
-        return next(row for row in loss_weights._by_kind(model, task, examples, 1.0) if row["kind"] == "A choice")
+        return next(row for row in loss_weights._by_kind(model, task, examples, [1.0]) if row["kind"] == "A choice")
 
     before = of_choices()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
@@ -293,6 +293,21 @@ def test_snapshots_are_the_weights_on_the_way(store: Path, tmp_path: Path) -> No
     assert execute(experiment, tmp_path, stop=lambda: next(asked) == 14) is None  # between two of them
     execute(experiment, tmp_path)
     same_end(RunDirectory(tmp_path, experiment), run.directory)
+
+
+def test_balanced_heads_weigh_as_they_did(tmp_path: Path) -> None:
+    """The loss of all kinds together is the training loss with the weights that the run logged there."""
+    experiment = choices_run(tmp_path, "objective={name: parallel, n: 2, weights: {name: balanced, every: 1}}")
+    execute(experiment, tmp_path)
+    run = Trained(RunDirectory(tmp_path, experiment))
+    weights = run.head_weights(30)
+    assert sum(weights) == pytest.approx(2)
+    assert weights[0] != pytest.approx(1, abs=1e-3)
+    told = sum(row["loss"] for row in loss_weights.measure(run, 40, every=False))
+    examples = run.test_examples(40)
+    batch = packed_batch(examples, examples.tokens.shape[1], 2)
+    model = run.model(30)
+    assert told == pytest.approx(float(losses(model.objective, model.decoder, batch, weights).total.detach()), rel=1e-4)
 
 
 def test_information_is_a_difference_of_losses(store: Path) -> None:

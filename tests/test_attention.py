@@ -473,7 +473,7 @@ def test_figures_are_drawn_from_the_table(name: str, told: dict[str, Any]) -> No
     use_style()
     script = runpy.run_path(str(home() / "figures" / f"{name}.py"))
     assert (script["TABLE"], script["COMMAND"]) == ("heads", "lab analyze heads sweeps/heads.yaml")
-    figure = script["draw"](told)
+    figure = script["draw"]({"examples": 20, **told})
     figure.canvas.draw()
     assert len([axes for axes in figure.axes if axes.get_title(loc="left")]) >= 2
 

@@ -18,6 +18,7 @@ from lab.analysis.trained import Trained
 from lab.cli.main import cli
 from lab.experiments.run import execute
 from lab.experiments.store import RunDirectory
+from lab.tasks.choices import Choices, Station
 from lab.tasks.polynomials import Polynomials
 from lab.tasks.stories import Stories
 from tests.conftest import tiny
@@ -70,9 +71,11 @@ def test_answers_are_runs_of_scored_tokens(task: Any) -> None:
 
 
 def test_near_misses_have_one_token_wrong_that_stands_there_elsewhere() -> None:
-    asked = questions(Polynomials(prime=3, degree=2).build().examples("test", np.arange(200), 0))
-    answers, *misses = near_misses(asked)
+    task = Polynomials(prime=3, degree=2).build()
+    asked = questions(task.examples("test", np.arange(200), 0))
+    (answers, *misses), counts = near_misses(asked, task.kind(asked.examples))
     assert len(misses) == generation.MISSES
+    assert (counts == generation.MISSES).all()
     for row, answer in enumerate(answers):
         others = {tuple(miss[row]) for miss in misses}
         assert len(others) == len(misses)
@@ -80,6 +83,21 @@ def test_near_misses_have_one_token_wrong_that_stands_there_elsewhere() -> None:
             [place] = np.flatnonzero(np.array(other) != answer)
             assert other[place] in answers[:, place]
     assert not any((miss[:, -1] != answers[:, -1]).any() for miss in misses)  # no other token ends an answer
+
+
+def test_misses_are_of_the_answers_kind() -> None:
+    """On a circuit of choices a miss is another branch of the same station; with two branches there is but one."""
+    config = Choices(stations=[Station(branches=2, span=1), Station(branches=6, span=1)], road=2)
+    task = config.build()
+    asked = questions(task.examples("test", np.arange(100), 0))
+    (answers, *misses), counts = near_misses(asked, task.kind(asked.examples))
+    for row, [token] in enumerate(answers.tolist()):
+        name = task.vocabulary[token][0]
+        assert counts[row] == (1 if name == "A" else generation.MISSES)
+        others = {task.vocabulary[miss[row, 0]] for miss in misses[: counts[row]]}
+        assert len(others) == counts[row]
+        assert all(other[0] == name for other in others)
+        assert all((miss[row] == answers[row]).all() for miss in misses[counts[row] :])
 
 
 def test_calibration_error() -> None:
@@ -117,7 +135,7 @@ def test_generative_accuracy_is_exact_match(run: Trained) -> None:
 
 def test_likelihoods_are_those_of_reading_each_answer(run: Trained) -> None:
     model, asked = run.model(run.steps[-1]), questions(run.test_examples(12))
-    for answers in near_misses(asked)[:2]:
+    for answers in near_misses(asked, run.task.kind(asked.examples))[0][:2]:
         found = generation._likelihoods(model, asked, answers)
         for row, start in enumerate(asked.starts):
             text = torch.from_numpy(np.append(asked.examples.tokens[row, :start].astype(np.int64), answers[row]))[None]

@@ -154,3 +154,11 @@ def test_an_error_within_a_part_names_the_part() -> None:
     pool = {name: Part(weight=1, task=Stories(names=Names(pool=9000))) for name in "ab"}
     with pytest.raises(BadInput, match=r"task\.parts\.a\.task\.names\.pool: 9000 is not allowed"):
         Mixture(parts=pool, scored="a").build()
+
+
+def test_text_of_what_only_another_part_says() -> None:
+    """A model of a mixture may say any of its words; those of the scored part alone read as they do there."""
+    parts = {name: {"weight": 1, "task": {"name": name}} for name in ("polynomials", "stories")}
+    task = validated(Mixture, {"parts": parts, "scored": "polynomials"}).build()
+    assert task.text(range(3)) == "0 1 2"
+    assert task.text(range(len(task.vocabulary))) == " ".join(task.vocabulary)

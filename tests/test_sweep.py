@@ -72,7 +72,7 @@ def test_the_labs_own_sweeps_are_sound(path: Path) -> None:
     scales = yaml.safe_load(path.read_text())["scales"]
     for scale in scales:
         sweep = load_sweep(str(path), scale)
-        assert {cell.experiment.seed for cell in sweep.cells} >= {0, 1}
+        assert len({cell.experiment.seed for cell in sweep.cells}) >= 2
         if path.stem == "polynomials_n":
             assert {cell.experiment.objective.n for cell in sweep.cells} == {1, 2, 4}
         if path.stem == "finetuning":

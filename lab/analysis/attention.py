@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lab.analysis.trained import Trained, rows_of
-from lab.experiments import provenance
 from lab.learning.evaluation import batches
 from lab.models.decoder import Attention, Block, Context, Decoder, rotate
 from lab.objectives import LanguageModel
@@ -337,16 +336,7 @@ def analyse(runs: Sequence[Trained], count: int, listen: Callable[[], None]) -> 
         heads' scores; `pictures`, the attention of two heads on the start of one example, for the first run of each
         objective and n.
     """
-    told: dict[str, Any] = {
-        "analysis": "heads",
-        "examples": count,
-        "commit": provenance.commit(),
-        "versions": provenance.versions(),
-        "runs": [],
-        "heads": [],
-        "models": [],
-        "pictures": [],
-    }
+    told: dict[str, list[dict[str, Any]]] = {"runs": [], "heads": [], "models": [], "pictures": []}
     pictured = set()
     for run in runs:
         examples = run.test_examples(count)
@@ -354,7 +344,7 @@ def analyse(runs: Sequence[Trained], count: int, listen: Callable[[], None]) -> 
         last = [row for row in heads if row["step"] == run.steps[-1]]
         model = run.model(run.steps[-1])
         _ablate(model, run.task, examples, last, models[-1], listen)
-        about = {**run.about, "directory": str(run.directory.path), "choice": run.task.choice, "steps": run.steps}
+        about = {**run.about, "label": run.experiment.label, "choice": run.task.choice, "steps": run.steps}
         names = (run.task.choice, *(f"best_{name}" for name in RISING))
         told["runs"].append({**about, "half_way": half_way(models, names)})
         told["heads"] += [{"identity": run.experiment.identity, **row} for row in heads]
@@ -419,11 +409,14 @@ def _ablate(
 def best(heads: Iterable[dict[str, Any]], name: str) -> dict[str, Any] | None:
     """The row of the next-token path's head with the highest score, of a model's rows; None where none has one.
 
-    What is noted for prefix matching is of use to a later layer, so of `previous_token_needed` the last has no say.
+    What is noted for prefix matching is of use to a later layer, so of `previous_token_needed` the last has no say, and
+    of prefix matching inside a task the first: nothing has been noted for it.
     """
     able = [row for row in heads if row["next_token_path"] and not math.isnan(row[name])]
     if name == "previous_token_needed":
         able = [row for row in able if row["layer"] != able[-1]["layer"]]
+    if name == "prefix_matching_task":
+        able = [row for row in able if row["layer"] != able[0]["layer"]]
     return max(able, key=lambda row: row[name], default=None)
 
 

@@ -8,8 +8,8 @@ before.
   1 - C(s - c, k) / C(s, k), which is unbiased. By temperature; the best temperature for each k is an oracle, since it
   looks at the scores, and is called so (the paper's Fig. 4 and its tables are such oracles).
 - Choice accuracy: whether the answer has a greater likelihood a token than near misses, answers of which one token is
-  replaced by another that stands in that place in other answers. Beside generative accuracy (the likeliest answer, at
-  temperature 0, is right) it is the paper's Fig. 5 against its Fig. 6: choosing among answers and giving one.
+  replaced by another of its kind that stands in that place in other answers. Beside generative accuracy (the likeliest
+  answer, at temperature 0, is right) it is the paper's Fig. 5 against its Fig. 6: choosing an answer and giving one.
 - Calibration of head 1 on the scored tokens: the mean distance between confidence and accuracy, over bins of equally
   many tokens (Naeini et al. 2015's expected calibration error, with bins as of Nguyen & O'Connor 2015).
 
@@ -127,7 +127,7 @@ def passing(
         right = right_samples(model, asked, samples, temperature)
         for k in ks:
             each = pass_at_k(samples, right, k)
-            measured = {"pass_at_k": float(each.mean()), "error": float(each.std(ddof=1) / math.sqrt(len(each)))}
+            measured = {"pass_at_k": float(each.mean()), "error": standard_error(each)}
             row = {**about, "k": k, "temperature": temperature, **measured}
             best[k] = max(best.get(k, row), row, key=lambda row: row["pass_at_k"])
             yield row
@@ -137,27 +137,28 @@ def passing(
 def answering(run: Trained, examples: int) -> dict[str, Any]:
     """What a run's last weights choose, give and believe: one row.
 
-    It has the run's `identity`, `questions`, `generative_accuracy` (greedy), `choice_accuracy` among the answer and
-    `MISSES` near misses, `choice_chance`, standard errors of the two over questions (`…_error`), and of the scored
+    It has the run's `identity`, `questions`, `generative_accuracy` (greedy), `choice_accuracy` among the answer and up
+    to `MISSES` near misses, `choice_chance`, standard errors of the two over questions (`…_error`), and of the scored
     tokens their number `tokens`, `confidence` (the mean probability of the likeliest token), `accuracy`, and
     `calibration_error`.
     """
     model, found = run.model(run.steps[-1]), run.test_examples(examples)
     asked = questions(found)
     given = right_samples(model, asked, 1, 0.0)
-    options = near_misses(asked)
+    options, kinds = near_misses(asked, run.task.kind(asked.examples))
     likelihoods = np.stack([_likelihoods(model, asked, answers) for answers in options])
-    chosen = (likelihoods[0] > likelihoods[1:]).all(axis=0)
+    missed = np.arange(MISSES)[:, None] < kinds
+    chosen = ((likelihoods[0] > likelihoods[1:]) | ~missed).all(axis=0)
     confidence, correct = _beliefs(model, found)
     count = len(given)
     return {
         "identity": run.experiment.identity,
         "questions": count,
         "generative_accuracy": float(given.mean()),
-        "generative_error": float(given.std(ddof=1) / math.sqrt(count)),
+        "generative_error": standard_error(given),
         "choice_accuracy": float(chosen.mean()),
-        "choice_error": float(chosen.std(ddof=1) / math.sqrt(count)),
-        "choice_chance": 1 / (1 + MISSES),
+        "choice_error": standard_error(chosen),
+        "choice_chance": float((1 / (1 + kinds)).mean()),
         "tokens": len(correct),
         "confidence": float(confidence.mean()),
         "accuracy": float(correct.mean()),
@@ -165,27 +166,38 @@ def answering(run: Trained, examples: int) -> dict[str, Any]:
     }
 
 
-def near_misses(asked: Questions) -> list[NDArray[np.int64]]:
-    """The answers [Q, A] and `MISSES` other lists of them, each with one token that is wrong, as `Questions.answers`.
+def near_misses(asked: Questions, kind: NDArray[np.uint8]) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+    """The answers and `MISSES` other lists of them, [Q, A] each, and how many of these are misses of each answer, [Q].
 
-    A wrong token is one that stands in its place in some answers; the misses of an answer differ, where they can.
+    A miss has one token that is wrong, which stands in that place of an answer to some other question, as a token of
+    the same kind (`Task.kind`, [Q, L]), so that knowing what kind of token belongs there is not enough. An answer's
+    misses differ; where there are fewer than `MISSES`, the last lists repeat the answer.
     """
     answers = asked.answers()
     random = np.random.default_rng(0)
-    known = [np.unique(column[column >= 0]) for column in answers.T]
-    options = [answers] + [answers.copy() for _ in range(MISSES)]
+    places = np.minimum(asked.starts[:, None] + np.arange(answers.shape[1]), kind.shape[1] - 1)
+    of_kind = np.take_along_axis(kind, places, axis=1)
+    known: dict[tuple[int, int], set[int]] = {}
+    for row, place in zip(*np.nonzero(answers >= 0), strict=True):
+        known.setdefault((int(place), int(of_kind[row, place])), set()).add(int(answers[row, place]))
+    options, counts = [answers] + [answers.copy() for _ in range(MISSES)], np.zeros(len(answers), np.int64)
     for row, answer in enumerate(answers):
         pairs = [
             (place, token)
             for place in np.flatnonzero(answer >= 0).tolist()
-            for token in known[place].tolist()
+            for token in sorted(known[place, int(of_kind[row, place])])
             if token != answer[place]
         ]
-        picked = random.permutation(len(pairs))
-        for number in range(MISSES if pairs else 0):
-            place, token = pairs[picked[number % len(pairs)]]
+        counts[row] = min(MISSES, len(pairs))
+        for number, picked in enumerate(random.permutation(len(pairs))[:MISSES]):
+            place, token = pairs[picked]
             options[1 + number][row, place] = token
-    return options
+    return options, counts
+
+
+def standard_error(values: NDArray[Any]) -> float | None:
+    """The standard error of the mean; None of a single value."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
 
 
 @torch.inference_mode()

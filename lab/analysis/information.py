@@ -21,7 +21,8 @@ Measured on a run, I_d is a difference of losses on the same token,
 
     loss_i(t -> t+i) - loss_1(t+i-1 -> t+i),
 
-head i from i before against head 1 from the place just before; that of head i is the sum of I_1 to I_{i-1}.
+head i from i before against head 1 from the place just before; that of head i is the sum of I_1 to I_{i-1}, and what
+head i is from its entropy, less what head 1 is from its own: neither a lower nor an upper bound while either learns.
 
 The argument takes q_Y, the second head, for the marginal of what head 1 says step by step. Parallel heads need not be
 consistent so. `gaps` measures by how much they are not: the divergence of head i from
@@ -38,7 +39,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lab.analysis.generation import questions
+from lab.analysis.generation import questions, standard_error
 from lab.analysis.terms import passes, terms, valid
 from lab.analysis.trained import Trained
 from lab.learning.data import select
@@ -207,33 +208,44 @@ def _nats(model: LanguageModel, examples: Examples) -> NDArray[np.float64]:
 def gaps(run: Trained, positions: int) -> list[dict[str, Any]]:
     """How far each further head of a run is from the marginal of what earlier ones say, at its last step.
 
-    A row for each head i from 2 on: the run's `identity`, `step`, `positions`, of random documents, `divergence`, the
-    mean over them of D(marginal || head i) in nats, its standard error `error`, `distance`, the mean total variation
-    distance, and `mass`, the mean share of head 1's probability that the marginal sums over. No rows where there is one
-    head, or heads read true tokens ahead: those make no claim about a marginal.
+    A row for each head i from 2 on and each kind of the next token: where nothing is uncertain, no gap can be. It has
+    the run's `identity`, `step`, `kind`, `positions`, `divergence`, the mean over them of D(marginal || head i) in
+    nats, its standard error `error` (None of one position), `distance`, the mean total variation distance, and `mass`,
+    the mean share of head 1's probability that the marginal sums over. No rows where there is one head, or heads read
+    true tokens ahead: those make no claim about a marginal.
 
     Args:
         run: any finished run.
-        positions: how many are looked at, one a document.
+        positions: how many are looked at of each kind, one a document as far as there are documents enough.
     """
     model = run.model(run.steps[-1])
     n = model.objective.n
     if n == 1 or model.objective.reads_ahead:
         return []
-    examples = run.test_examples(positions)
-    random = np.random.default_rng(0)
-    places = [int(random.integers(0, max(1, length - n))) for length in examples.lengths]
-    measured = np.array([_gap(model, examples.tokens[row, : place + 1]) for row, place in enumerate(places)])
-    divergences, distances, mass = measured[:, : n - 1], measured[:, n - 1 : -1], measured[:, -1]
-    return [
-        {
-            "identity": run.experiment.identity, "step": run.steps[-1], "head": head, "positions": len(places),
-            "divergence": float(divergences[:, head - 2].mean()),
-            "error": float(divergences[:, head - 2].std(ddof=1) / np.sqrt(len(places))) if len(places) > 1 else None,
-            "distance": float(distances[:, head - 2].mean()), "mass": float(mass.mean()),
-        }
-        for head in range(2, n + 1)
-    ]  # fmt: skip
+    examples, random = run.test_examples(4 * positions), np.random.default_rng(0)
+    kind = run.task.kind(examples)
+    length = examples.tokens.shape[1]
+    inside = np.arange(length) + n < examples.lengths[:, None]  # all heads' targets are in the document
+    table = []
+    for number, name in enumerate(run.task.kinds):
+        here = inside & (np.roll(kind, -1, axis=1) == number)
+        rows = random.permutation(np.flatnonzero(here.any(axis=1)))[:positions]
+        if not len(rows):
+            continue
+        places = [int(random.choice(np.flatnonzero(here[row]))) for row in rows]
+        measured = np.array(
+            [_gap(model, examples.tokens[row, : place + 1]) for row, place in zip(rows, places, strict=True)]
+        )
+        for head in range(2, n + 1):
+            divergence, distance = measured[:, head - 2], measured[:, n - 3 + head]
+            table.append(
+                {
+                    "identity": run.experiment.identity, "step": run.steps[-1], "kind": name, "head": head,
+                    "positions": len(rows), "divergence": float(divergence.mean()), "error": standard_error(divergence),
+                    "distance": float(distance.mean()), "mass": float(measured[:, -1].mean()),
+                }
+            )  # fmt: skip
+    return table
 
 
 @torch.inference_mode()

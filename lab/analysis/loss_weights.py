@@ -19,8 +19,9 @@ others has W(n, k) of them.) Of all terms that belong to tokens of a kind,
   are known;
 - `arriving` is the norm of their gradient with respect to the trunk's output, all positions of all documents together;
 - `gradient` is the norm of their mean gradient with respect to the trunk's parameters, which is what moves them. It is
-  estimated without the noise of sampling, from two halves of the documents: the root of the product of their gradients.
-  At a loss's minimum it is 0, where `arriving` is not.
+  the root of the inner product of two halves of the documents' gradients, whose noises are independent: the product is
+  unbiased but for the halves' sizes, and cut at 0, so that what is lost in noise has 0. At a loss's minimum that is
+  so, where `arriving` is not 0.
 """
 
 from collections.abc import Iterator, Sequence
@@ -140,18 +141,18 @@ def measure(run: Trained, examples: int, every: bool) -> Iterator[dict[str, Any]
     """
     found = run.test_examples(examples)
     for step, model in run.models(every):
-        for row in _by_kind(model, run.task, found, step / run.experiment.train.steps):
+        for row in _by_kind(model, run.task, found, run.head_weights(step)):
             yield {"identity": run.experiment.identity, "step": step, **row}
 
 
-def _by_kind(model: LanguageModel, task: Task, examples: Examples, done: float) -> list[dict[str, Any]]:
+def _by_kind(model: LanguageModel, task: Task, examples: Examples, weights: Sequence[float]) -> list[dict[str, Any]]:
     n, kinds = model.objective.n, len(task.kinds)
     spans = np.ones(examples.tokens.shape, np.uint8) if examples.spans is None else examples.spans
     kind = task.kind(examples).astype(np.int64)
     floors = np.nan_to_num(task.entropies(examples, n)) if isinstance(task, Known) else None
     there = valid(examples, n)
     owner = np.stack([owners(spans, ahead) for ahead in range(1, n + 1)], axis=2)
-    scales = np.array(model.config.head_weights(done)[:n]) / np.maximum(1, there.sum(axis=(0, 1)))
+    scales = np.array(weights) / np.maximum(1, there.sum(axis=(0, 1)))
 
     trunk = [*model.decoder.embedding.parameters(), *model.decoder.trunk.parameters()]
     halves = [[[torch.zeros_like(each) for each in trunk] for _ in range(kinds)] for _ in range(2)]

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from lab.errors import Missing
+from lab.errors import Failure, Missing
 from lab.experiments.experiment import Experiment
 from lab.experiments.inheritance import final_weights, read_weights
-from lab.experiments.store import RunDirectory, find_run
+from lab.experiments.store import RunDirectory, find_run, read_json_lines
 from lab.experiments.sweep import load_sweep
 from lab.objectives import LanguageModel, build_model
+from lab.objectives.weights import Balanced
 from lab.tasks.base import Examples, Task
 
 
@@ -68,6 +69,24 @@ class Trained:
             final_weights(self.directory, "RUN") if last else read_weights(self.directory, path, "RUN")
         )
         return model.eval()
+
+    def head_weights(self, step: int) -> list[float]:
+        """Each head's weight in the training loss at a step; where gradients balance them, as it was logged.
+
+        Raises:
+            Failure: it was not.
+        """
+        objective = self.experiment.objective
+        if not isinstance(getattr(objective, "weights", None), Balanced):
+            return objective.head_weights(min(1.0, step / self.experiment.train.steps))
+        try:
+            rows = [row for row in read_json_lines(self.directory.metrics) if "weight_1" in row]
+            row = next((row for row in rows if row["step"] >= step), rows[-1])
+            return [row[f"weight_{head}"] for head in range(1, objective.n + 1)]
+        except (OSError, ValueError, KeyError, IndexError):
+            raise Failure(
+                f"{self.directory.metrics}: does not tell the heads' weights, which gradients balanced"
+            ) from None
 
     def models(self, every: bool) -> Iterator[tuple[int, LanguageModel]]:
         """The model at every step of which there are weights, or at the last alone."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lab.cli.console import as_json, bars, print_json, say, store_option
+from lab.cli.console import as_json, bars, print_json, print_table, store_option
 from lab.cli.heads import heads
 from lab.cli.sweep import scale_option
 
@@ -25,8 +25,8 @@ def analyze() -> None:
     """Look into what finished runs have learned, and how it came about.
 
     RUN is a run's directory, label or identity. A SWEEP is a YAML file such as sweeps/choices.yaml, whose runs must all
-    be there with their weights. What is looked at is the last weights, and where a run has kept others
-    (`execution.snapshots`), all of them.
+    be there with their weights. What is looked at is the last weights; with --json, and by `heads`, also all others
+    that a run has kept on its way (`execution.snapshots`), but for answers, gaps and running free.
     """
 
 
@@ -48,14 +48,15 @@ def weights(name: str, scale: str, examples: int, store: Path, as_json: bool) ->
     what their tokens decide; stories do not.
     """
     from lab.analysis.loss_weights import derivation, measure, positions
+    from lab.analysis.trained import opened
 
     proved = derivation()
     rows: list[dict[str, Any]] = []
-    runs = list(_each(name, scale, store))
+    runs = opened(name, scale, store)
     with bars() as shown:
-        models = shown.add_task(name, total=sum(len(run.steps) for run in runs), about="models")
+        models = shown.add_task(name, total=sum(len(run.steps) if as_json else 1 for run in runs), about="models")
         for run in runs:
-            for _, of_step in groupby(measure(run, examples, every=True), itemgetter("step")):
+            for _, of_step in groupby(measure(run, examples, every=as_json), itemgetter("step")):
                 rows += of_step
                 shown.advance(models)
     if as_json:
@@ -89,17 +90,21 @@ def information(name: str, scale: str, examples: int, positions: int, store: Pat
     tokens against that of running free.
     """
     from lab.analysis.information import gaps, identities, losses, mismatch
+    from lab.analysis.trained import opened
 
     proved = identities()
     tables: dict[str, list[dict[str, Any]]] = {"losses": [], "gaps": [], "mismatch": []}
-    runs = list(_each(name, scale, store))
+    runs = opened(name, scale, store)
     with bars() as shown:
-        done, models = 0, shown.add_task(name, total=sum(len(run.steps) for run in runs), about="models")
+        done, models = (
+            0,
+            shown.add_task(name, total=sum(len(run.steps) if as_json else 1 for run in runs), about="models"),
+        )
         for run in runs:
-            for _, of_step in groupby(losses(run, examples, every=True), itemgetter("step")):
+            for _, of_step in groupby(losses(run, examples, every=as_json), itemgetter("step")):
                 tables["losses"] += of_step
                 shown.advance(models)
-            done += len(run.steps)
+            done += len(run.steps) if as_json else 1
             shown.update(models, completed=done)  # with one head there are no losses to compare
             tables["gaps"] += gaps(run, positions)
             tables["mismatch"] += mismatch(run, examples)
@@ -121,10 +126,10 @@ def information(name: str, scale: str, examples: int, positions: int, store: Pat
         )  # fmt: skip
         _table(
             "further heads against the marginals of head 1's steps", mine["gaps"],
-            ("head", "positions", "divergence", "error", "distance", "mass"),
+            ("kind", "head", "positions", "divergence", "error", "distance", "mass"),
         )  # fmt: skip
         _table(
-            "accuracy from the first scored token on", mine["mismatch"],
+            "accuracy of the tokens ahead, the first scored one being 1 ahead", mine["mismatch"],
             ("ahead", "documents", "teacher_forced", "free_running"),
         )  # fmt: skip
 
@@ -139,7 +144,7 @@ def information(name: str, scale: str, examples: int, positions: int, store: Pat
 @click.option(
     "--temperature",
     "temperatures",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(1e-3),
     multiple=True,
     default=(0.2, 0.5, 0.8, 1.0),
     show_default=True,
@@ -157,10 +162,11 @@ def generation(
     Choices are between the answer and three near misses.
     """
     from lab.analysis.generation import answering, passing
+    from lab.analysis.trained import opened
 
     ks = [k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k <= samples]
     tables: dict[str, list[dict[str, Any]]] = {"passing": [], "answering": []}
-    runs = _each(name, scale, store)
+    runs = opened(name, scale, store)
     with bars() as shown:
         done = shown.add_task(name, total=len(runs) * (1 + len(temperatures)), about="temperatures, and choices")
         for run in runs:
@@ -190,19 +196,8 @@ def generation(
         )  # fmt: skip
 
 
-def _each(name: str, scale: str, store: Path) -> "list[Trained]":
-    from lab.analysis.trained import opened
-
-    runs = opened(name, scale, store)
-    if all(len(run.steps) == 1 for run in runs):
-        say("no weights were kept while training: the last are looked at (execution.snapshots keeps some)")
-    return runs
-
-
 def _about(analysis: str, name: str, scale: str, runs: "list[Trained]", examples: int) -> dict[str, Any]:
     """What a document says of where it comes from."""
-    import torch
-
     from lab.experiments import provenance
 
     return {
@@ -210,9 +205,7 @@ def _about(analysis: str, name: str, scale: str, runs: "list[Trained]", examples
         "of": name,
         "scale": scale,
         "examples": examples,
-        "hardware": provenance.hardware(torch.device("cpu")),
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
+        **provenance.here(),
         "runs": [
             {**run.about, "label": run.experiment.label, "task": run.experiment.task.name, "steps": run.steps}
             for run in runs
@@ -232,17 +225,16 @@ def _proved(holds: bool) -> str:
 def _table(title: str, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     """Rows for people; nothing where there are none."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     if not rows:
         return
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="left" if column == "kind" else "right")
+        table.add_column(column.replace("_", "\n"), justify="left" if column == "kind" else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(_cell(row[column]) for column in columns))
-    Console(width=max(100, Console().width)).print(table)
+    print_table(table)
 
 
 def _cell(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lab.cli.console import as_json, bars, print_json, say
+from lab.cli.console import as_json, bars, print_json, print_table, say
 
 if TYPE_CHECKING:
     from lab.analysis.speed import Setting
@@ -432,7 +431,6 @@ def _where(setting: "Setting") -> dict[str, Any]:
 
 def _print_table(title: str, heads: tuple[str, ...], rows: list[list[str]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -440,7 +438,7 @@ def _print_table(title: str, heads: tuple[str, ...], rows: list[list[str]]) -> N
         table.add_column(head, justify="left" if head in ("order", "loop", "") else "right")
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print_table(table)
 
 
 def _mebibytes(number: int | None) -> str:

@@ -19,6 +19,7 @@ from lab.learning.progress import STOPPING
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
+    from rich.table import Table
 
     from lab.learning.progress import Progress
 
@@ -139,6 +140,17 @@ def about(progress: "Progress") -> str:
     losses = " ".join(f"{loss:.3f}" for loss in progress.losses)
     left = int(progress.seconds_left)
     return f"{progress.tokens_per_second:,.0f} tokens/s · loss {losses} · {left // 60}:{left % 60:02d} left"
+
+
+def print_table(table: "Table") -> None:
+    """A table for people: rather lines that the terminal wraps than numbers without their digits."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console()
+    widest = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    console.width = max(console.width, widest)
+    console.print(table)
 
 
 def fail(message: str, status: int) -> None:

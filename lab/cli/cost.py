@@ -1,13 +1,12 @@
 """`lab cost`: what a shape costs in closed form."""
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lab.cli.console import as_json, print_json
+from lab.cli.console import as_json, print_json, print_table
 
 if TYPE_CHECKING:
     from lab.analysis.costs import Architecture, Chip
@@ -375,7 +374,6 @@ def _second_estimate(shape: "Architecture", told: dict[str, Any]) -> Iterator[st
 
 def _print_table(title: str, heads: tuple[str, ...], rows: list[list[str]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     click.echo(title)
@@ -384,7 +382,7 @@ def _print_table(title: str, heads: tuple[str, ...], rows: list[list[str]]) -> N
         table.add_column(head, justify="left" if head in ("order", "") else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print_table(table)
 
 
 def _print_lines(lines: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lab.cli.console import as_json, bars, print_json, say, store_option
+from lab.cli.console import as_json, bars, print_json, print_table, say, store_option
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -133,15 +133,11 @@ def _sampling(temperature: float, top_p: float) -> "Sampling | None":
 
 def _about(run: Any) -> dict[str, Any]:
     """What the document says of where it comes from."""
-    import torch
-
     from lab.experiments import provenance
 
     return {
         "run": {**run.about, "label": run.experiment.label, "task": run.experiment.task.name, "step": run.steps[-1]},
-        "hardware": provenance.hardware(torch.device("cpu")),
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
+        **provenance.here(),
     }
 
 
@@ -203,7 +199,6 @@ def _words(task: "Task", before: list[int], tokens: list[int]) -> tuple[str, str
 def _print_rows(title: str, rows: list[dict[str, Any]], n: int) -> None:
     """The table, with the paper's numbers for as many heads."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from lab.analysis.costs import PAPER_SPEED_UPS
@@ -234,7 +229,7 @@ def _print_rows(title: str, rows: list[dict[str, Any]], n: int) -> None:
             f"{row['layers_allow']:.2f}",
             *("" if each is None or max(row["drafts"]) > 1 else "{:.2f}, {:.2f} ×".format(*each) for each in published),
         )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print_table(table)
     largest = next(row for row in reversed(rows) if max(row["drafts"], default=1) == 1)
     for row in (largest, *rows[rows.index(largest) + 1 :]):  # the longest chain, and the tree
         if not row["drafts"]:

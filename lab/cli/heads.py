@@ -1,13 +1,12 @@
 """`lab analyze heads`: what attention heads do, and when they came to do it."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lab.cli.console import as_json, bars, print_json, say, store_option
+from lab.cli.console import as_json, bars, print_json, print_table, say, store_option
 from lab.cli.sweep import scale_option
 
 SCORES = {
@@ -42,6 +41,7 @@ def heads(name: str, scale: str, examples: int, store: Path, as_json: bool) -> N
     """
     from lab.analysis.attention import analyse, turns
     from lab.analysis.trained import opened
+    from lab.experiments import provenance
 
     runs = opened(name, scale, store)
     total = turns(runs)
@@ -59,6 +59,7 @@ def heads(name: str, scale: str, examples: int, store: Path, as_json: bool) -> N
 
         told = analyse(runs, examples, listen)
     if as_json:
+        told = {"analysis": "heads", "of": name, "scale": scale, "examples": examples, **provenance.here(), **told}
         print_json(told)
         return
     for run in told["runs"]:
@@ -69,13 +70,12 @@ def heads(name: str, scale: str, examples: int, store: Path, as_json: bool) -> N
 def _print_run(run: dict[str, Any], heads: list[dict[str, Any]], models: list[dict[str, Any]]) -> None:
     """Which heads stand out at the end, and a line for each step."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from lab.analysis.attention import RISING
 
     choice, last = run["choice"], [row for row in heads if row["step"] == run["steps"][-1]]
-    title = f"{run['objective']}, n = {run['n']}, seed {run['seed']}, {run['directory']}"
+    title = f"{run['objective']}, n = {run['n']}, seed {run['seed']}, {run['label']}"
     measures = f"{choice} {models[-1][choice]:.3f}, {models[-1]['loss']:.3f} nats a scored token"
     table = Table(title=f"{title}\n{measures}", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("head", *SCORES.values(), f"lost without,\n{choice}", "lost without,\nnats"):
@@ -83,8 +83,7 @@ def _print_run(run: dict[str, Any], heads: list[dict[str, Any]], models: list[di
     for row in _standing_out(last):
         lost = [f"{row[name]:.3f}" for name in ("lost", "lost_nats")]
         table.add_row(f"{row['layer']}, {row['head']}", *(_number(row[name]) for name in SCORES), *lost)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(table)
+    print_table(table)
     if len(models) > 1:
         for model in models:
             bests = ", ".join(f"{name} {_number(model[f'best_{name}'])}" for name in RISING)

@@ -1,12 +1,11 @@
 """`lab models`: sizes, heads, parameters, FLOPs."""
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from lab.cli.console import as_json, print_json
+from lab.cli.console import as_json, print_json, print_table
 
 
 @click.command()
@@ -26,7 +25,6 @@ def models(objective: str | None, vocabulary: int, context: int, as_json: bool) 
         print_json(rows)
         return
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"vocabulary {vocabulary:,}, context {context:,}", title_justify="left", box=box.SIMPLE_HEAD)
@@ -42,7 +40,7 @@ def models(objective: str | None, vocabulary: int, context: int, as_json: bool) 
             f"{row['more_than_next_token']:+,}" if row["more_than_next_token"] else "equal",
             f"{row['embedding_parameters']:,}", f"{row['flops_per_token'] / 1e9:.4g}",
         )  # fmt: skip
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print_table(table)
 
 
 def _rows(only: str | None, vocabulary: int, context: int) -> Iterator[dict[str, Any]]:

@@ -33,6 +33,11 @@ def threads() -> int:
     return int(said) if said.isdigit() and int(said) else cores()
 
 
+def here() -> dict[str, Any]:
+    """What a document says of where it was made, on a CPU: `hardware`, `versions`, `commit`."""
+    return {"hardware": hardware(torch.device("cpu")), "versions": versions(), "commit": commit()}
+
+
 def versions() -> dict[str, str]:
     """The versions that move numbers."""
     return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "lightning", "numpy")}}

@@ -41,6 +41,8 @@ from lab.errors import BadInput
 from lab.models.decoder import Context
 from lab.objectives import LanguageModel
 
+COLDEST = 1e-3
+"""The lowest temperature; below it all that differs from greedy decoding is rounding."""
 MOST_NODES = 1024
 """Of a draft tree."""
 _LATENTS = "head 1"
@@ -51,7 +53,7 @@ class Sampling(NamedTuple):
     """How tokens are drawn."""
 
     temperature: float
-    """What logits are divided by; above 0."""
+    """What logits are divided by; at least `COLDEST`."""
     top_p: float = 1.0
     """The share of probability that tokens are drawn from, the likeliest first (arXiv 1904.09751); above 0, at most 1.
     """
@@ -172,8 +174,8 @@ def _check(
     if sampling is not None:
         if any(width > 1 for width in drafts):
             raise BadInput(f"tree: {list(drafts)} is not allowed with sampling: one candidate of each head")
-        if not 0 < sampling.temperature < float("inf"):
-            raise BadInput(f"temperature: {sampling.temperature} is not allowed: should be above 0")
+        if not COLDEST <= sampling.temperature < float("inf"):
+            raise BadInput(f"temperature: {sampling.temperature} is not allowed: should be at least {COLDEST}")
         if not 0 < sampling.top_p <= 1:
             raise BadInput(f"top_p: {sampling.top_p} is not allowed: should be above 0 and at most 1")
     if new_tokens < 1:

@@ -7,8 +7,9 @@ and adjectives, which come first, show both. A document is a list of clauses of 
 
 article, adjectives, noun, adverbs, verb, stop. Gender (of three) and case (of four) are uniform and independent, nouns
 uniform in their gender, verbs in their case, stems of adjectives and adverbs altogether. Forms coincide as they do in
-German ("der" is masculine nominative, or feminine dative or genitive), so an article says something of both words to
-come and settles neither. To say it first takes having both in mind.
+German ("der" is masculine nominative, or feminine dative or genitive; "dem" dative, masculine or neuter; "den" leaves
+no doubt), so what an article says of noun and verb to come differs from one to the next. (Nouns stay as they are, "des
+Hund", where German says "des Hundes": else they would show the case as well.)
 
 Entropies. All that clauses' tokens say of each other, they say of gender and case, a pair out of twelve. What is known
 of it at any place is a set of pairs, each as likely, from which every entropy follows.

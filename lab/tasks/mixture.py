@@ -156,7 +156,9 @@ class MixtureTask:
         return self._scored.kind(examples)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Tokens of an example of the scored part, as people read them."""
+        """Tokens as people read them; with spaces between where some are another part's than the scored one's."""
+        if max(tokens, default=0) >= len(self._scored.vocabulary):
+            return " ".join(self.vocabulary[token] for token in tokens)
         return self._scored.text(tokens)
 
     def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[Row]:
