@@ -39,8 +39,8 @@ def draw(table: dict[str, Any]) -> Figure:
         figure,
         f"Attention of the best heads and {choice.replace('_', ' ')}, on {table['examples']} test examples",
         f"thin lines: seeds ({rows.seed.nunique()}); thick lines: their means\n"
-        "needed: where prefix matching is to find something, of layers before the last; prefix matching: of layers after "
-        "the first",
+        "needed: where prefix matching is to find something, of layers before the last\n"
+        "prefix matching: of layers after the first",
     )
     return figure
 

@@ -229,10 +229,10 @@ def test_rejected_drafts_are_shown_before_what_took_their_place(capsys: Any, sto
     [
         (("--heads", "4"), r"^--heads: 4 is not allowed: the run has n = 3$"),
         (("--heads", "0"), r"^--heads: 0 is not allowed: the run has n = 3$"),
-        (("--tree", "2,2,2"), r"^heads: 4 is not allowed: the model has n = 3$"),
-        (("--tree", "2,2", "--heads", "2"), r"^--tree: 2 numbers are not allowed with --heads 2: should be 1$"),
+        (("--tree", "2,2,2"), r"^--tree: 3 numbers are not allowed: the run has n = 3, 2 heads that draft$"),
+        (("--tree", "2,2", "--heads", "2"), r"^--tree: 2 numbers take 3 heads, not --heads 2$"),
         (("--tree", "2,2", "--temperature", "1"), r"^tree: \[2, 2\] is not allowed with sampling"),
-        (("--temperature", "-1"), r"^temperature: -1.0 is not allowed: should be at least 0.001$"),
+        (("--temperature", "-1"), r"^--temperature: -1.0 is not allowed: should be 0, the likeliest, or above$"),
         (("--top-p", "0.9"), r"^--top-p: 0.9 is not allowed with --temperature 0"),
         (("--prompt", ",".join("1" * 999)), r"^prompt: 999 tokens are not allowed: should be from 1 to \d+, the most"),
         (("--prompt", "1,99"), r"^prompt: token 99 is not allowed: should be from 0 to \d+$"),

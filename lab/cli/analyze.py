@@ -53,8 +53,9 @@ def weights(name: str, scale: str, examples: int, store: Path, as_json: bool) ->
     proved = derivation()
     rows: list[dict[str, Any]] = []
     runs = opened(name, scale, store)
+    analysed = Path(name).stem[:40]
     with bars() as shown:
-        models = shown.add_task(name, total=sum(len(run.steps) if as_json else 1 for run in runs), about="models")
+        models = shown.add_task(analysed, total=sum(len(run.steps) if as_json else 1 for run in runs), about="models")
         for run in runs:
             for _, of_step in groupby(measure(run, examples, every=as_json), itemgetter("step")):
                 rows += of_step
@@ -95,10 +96,11 @@ def information(name: str, scale: str, examples: int, positions: int, store: Pat
     proved = identities()
     tables: dict[str, list[dict[str, Any]]] = {"losses": [], "gaps": [], "mismatch": []}
     runs = opened(name, scale, store)
+    analysed = Path(name).stem[:40]
     with bars() as shown:
         done, models = (
             0,
-            shown.add_task(name, total=sum(len(run.steps) if as_json else 1 for run in runs), about="models"),
+            shown.add_task(analysed, total=sum(len(run.steps) if as_json else 1 for run in runs), about="models"),
         )
         for run in runs:
             for _, of_step in groupby(losses(run, examples, every=as_json), itemgetter("step")):
@@ -120,6 +122,8 @@ def information(name: str, scale: str, examples: int, positions: int, store: Pat
             for table, rows in tables.items()
         }
         click.echo(f"\n{run.directory.path}, step {run.steps[-1]}")
+        if not mine["losses"]:
+            click.echo("one head: there are no others to compare it with")
         _table(
             "nats a token, head i and head 1 on the same tokens", mine["losses"],
             ("kind", "head", "targets", "loss", "loss_1", "information", "true_information"),
@@ -167,8 +171,9 @@ def generation(
     ks = [k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k <= samples]
     tables: dict[str, list[dict[str, Any]]] = {"passing": [], "answering": []}
     runs = opened(name, scale, store)
+    analysed = Path(name).stem[:40]
     with bars() as shown:
-        done = shown.add_task(name, total=len(runs) * (1 + len(temperatures)), about="temperatures, and choices")
+        done = shown.add_task(analysed, total=len(runs) * (1 + len(temperatures)), about="temperatures, and choices")
         for run in runs:
             for _, of_one in groupby(passing(run, examples, samples, ks, temperatures), itemgetter("temperature")):
                 tables["passing"] += of_one

@@ -89,7 +89,9 @@ def decode(
     if heads is not None and not 1 <= heads <= n:
         raise BadInput(f"--heads: {heads} is not allowed: the run has n = {n}")
     if tree and heads is not None and heads != len(tree) + 1:
-        raise BadInput(f"--tree: {len(tree)} numbers are not allowed with --heads {heads}: should be {heads - 1}")
+        raise BadInput(f"--tree: {len(tree)} numbers take {len(tree) + 1} heads, not --heads {heads}")
+    if tree and len(tree) >= n:
+        raise BadInput(f"--tree: {len(tree)} numbers are not allowed: the run has n = {n}, {n - 1} heads that draft")
     prompts = given_prompt(opened, prompt) if prompt else prompts_of(opened, count)
     compared = ways(heads or (len(tree) + 1 if tree else n), tree)
     first = prompts.tokens[:SHOWN], prompts.lengths[:SHOWN]
@@ -124,6 +126,8 @@ def _sampling(temperature: float, top_p: float) -> "Sampling | None":
     from lab.errors import BadInput
     from lab.learning.decoding import Sampling
 
+    if temperature < 0:
+        raise BadInput(f"--temperature: {temperature} is not allowed: should be 0, the likeliest, or above")
     if temperature == 0:
         if top_p != 1:
             raise BadInput(f"--top-p: {top_p} is not allowed with --temperature 0: the likeliest is always inside")
