@@ -33,6 +33,7 @@ from lab.objectives.next_token import NextToken
 from lab.objectives.parallel import Parallel
 from lab.objectives.reweighted import Reweighted
 from lab.objectives.sequential import Sequential
+from lab.report.choices import against_one
 from lab.tasks.base import Examples
 from lab.tasks.choices import Choices, Station
 from lab.tasks.polynomials import Polynomials
@@ -254,6 +255,26 @@ def test_passes_take_every_document_once_in_two_even_halves() -> None:
     assert sorted(np.concatenate(parts).tolist()) == list(range(500))
     halves = [sum(map(len, parts[first::2])) for first in (0, 1)]
     assert abs(halves[0] - halves[1]) <= len(parts)
+
+
+def test_choices_against_one() -> None:
+    """By hand: stations differ threefold, heads add the count, seeds a factor that cancels in the geometric mean."""
+    runs: list[dict[str, Any]] = [
+        {"identity": f"{n}{seed}", "objective": "parallel", "n": n, "seed": seed} for n in (1, 4) for seed in (0, 1)
+    ]
+    kinds = []
+    for run in runs:
+        for kind, span in (("A choice", 1.0), ("B choice", 4.0)):
+            value = (3.0 if span > 1 else 1.0) * (7.0 if run["n"] == 4 else 1.0)
+            value *= 2.5 * 2.0 ** (2 * run["seed"] - 1) if (run["n"], span) == (4, 4.0) else 1.0
+            lost = 0.0 if (run["seed"], span, run["n"]) == (1, 4.0, 4) else value
+            measured = {"loss": value, "arriving": value, "gradient": lost}
+            kinds.append({"identity": run["identity"], "step": 0, "kind": kind, "span": span, **measured})
+    loss, _, gradient = against_one({"runs": runs, "kinds": kinds}).to_dict("records")
+    assert loss["mean"] == pytest.approx(2.5)
+    assert loss["low"] < 1.25 < 5 < loss["high"]
+    assert (loss["measure"], loss["seeds"], loss["complete"]) == ("loss", 2, True)
+    assert (gradient["measure"], gradient["seeds"], gradient["complete"]) == ("gradient", 1, False)
 
 
 # --- on runs ---

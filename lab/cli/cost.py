@@ -77,7 +77,7 @@ def training(
 
     With N layers in all, and with n-1 layers added. Memory is one device's, at the peak of a step, by backward order;
     `net` is less weights and AdamW's moments: activations, logits and gradients. fp32 is what `lab bench memory`
-    measured on a CPU, within 5 %; bf16 follows from what the layers keep, and is not measured yet.
+    measured on a CPU, within 2 %; bf16 follows from what the layers keep, and is not measured yet.
     """
     from lab.analysis import costs
     from lab.errors import BadInput

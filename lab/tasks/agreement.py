@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from lab.config import Config
-from lab.tasks.base import Examples, Row, Split
+from lab.tasks.base import Examples, Row, Split, check_indices
 from lab.tasks.draws import below, draws32, stream
 
 _ARTICLES = ("der", "die", "das", "den", "dem", "des")
@@ -116,9 +116,7 @@ class AgreementTask:
         Raises:
             IndexError: an index is negative, or beyond the split's size.
         """
-        size = self.size(split)
-        if len(indices) and (indices.min() < 0 or (size is not None and indices.max() >= size)):
-            raise IndexError(f"an index of the {split} split is outside 0 to {'…' if size is None else size - 1}")
+        check_indices(split, indices, self.size(split))
         names = ("agreement", split, seed) if split == "train" else ("agreement", split)
         shape = (len(indices), self.config.clauses, 1 + len(self._plan))
         random = draws32(stream(*names), indices, shape[1] * shape[2]).reshape(shape)

@@ -14,6 +14,16 @@ Row = dict[str, Any]
 """One row of a score table: the slice it speaks of, its measures, and the `count` of answers behind them."""
 
 
+def check_indices(split: Split, indices: NDArray[np.int64], size: int | None) -> None:
+    """Refuse examples that a split does not have; `size` None: it is unlimited.
+
+    Raises:
+        IndexError: an index is negative, or beyond the split's size.
+    """
+    if len(indices) and (indices.min() < 0 or (size is not None and indices.max() >= size)):
+        raise IndexError(f"an index of the {split} split is outside 0 to {'…' if size is None else size - 1}")
+
+
 @dataclass(frozen=True)
 class Examples:
     """`N` documents, padded on the right to the longest of them, `L` tokens."""

@@ -31,7 +31,7 @@ from pydantic import Field, model_validator
 from scipy.optimize import brentq
 
 from lab.config import Config
-from lab.tasks.base import Examples, Row, Split
+from lab.tasks.base import Examples, Row, Split, check_indices
 from lab.tasks.draws import below, draws32, stream
 
 _STATIONS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -151,9 +151,7 @@ class ChoiceTask:
         Raises:
             IndexError: an index is negative, or beyond the split's size.
         """
-        size = self.size(split)
-        if len(indices) and (indices.min() < 0 or (size is not None and indices.max() >= size)):
-            raise IndexError(f"an index of the {split} split is outside 0 to {'…' if size is None else size - 1}")
+        check_indices(split, indices, self.size(split))
         names = ("choices", split, seed) if split == "train" else ("choices", split)
         stations, laps = len(self._laws), self.config.laps
         random = draws32(stream(*names), indices, 1 + stations * laps)

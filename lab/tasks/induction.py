@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 
 from lab.config import Config
 from lab.errors import BadInput
-from lab.tasks.base import Examples, Row, Split
+from lab.tasks.base import Examples, Row, Split, check_indices
 from lab.tasks.draws import below, draws32, epoch_indices, mixed, stream
 from lab.tasks.tokens import Bpe, Tokenizer, Tokens, Words
 
@@ -285,9 +285,7 @@ class StoryTask:
         Raises:
             IndexError: an index is negative, or beyond the split's size.
         """
-        size = self.size(split)
-        if len(indices) and (indices.min() < 0 or (size is not None and indices.max() >= size)):
-            raise IndexError(f"an index of the {split} split is outside 0 to {'…' if size is None else size - 1}")
+        check_indices(split, indices, self.size(split))
         stories, count = indices, self.source.stories(split)
         pooled = np.zeros(len(indices), np.bool_)
         if split == "train":

@@ -30,7 +30,7 @@ from pydantic import Field, field_validator
 
 from lab.config import Config, Neutral
 from lab.errors import BadInput
-from lab.tasks.base import Examples, Row, Split
+from lab.tasks.base import Examples, Row, Split, check_indices
 from lab.tasks.draws import below, draws, draws32, epoch_indices, mixed, stream
 from lab.tasks.rings import Elements, Ring, ring
 from lab.tasks.trees import ADD, COMPOSE, LEAF, MUL, NEG, PAD, leaf_counts, split_words, uniform_words
@@ -309,9 +309,7 @@ class PolynomialTask:
 
     def _questions(self, split: Split, indices: NDArray[np.int64], seed: int) -> _Questions:
         """The expressions at `indices` [N], held-out ones replaced."""
-        size = self.size(split)
-        if len(indices) and (indices.min() < 0 or (size is not None and indices.max() >= size)):
-            raise IndexError(f"an index of the {split} split is outside 0 to {'…' if size is None else size - 1}")
+        check_indices(split, indices, self.size(split))
         if split == "train":
             names: tuple[str | int, ...] = ("polynomials", split, seed)
             if self.config.unique_examples is not None:
