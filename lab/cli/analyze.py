@@ -55,7 +55,7 @@ def weights(name: str, scale: str, examples: int, store: Path, as_json: bool) ->
     runs = opened(name, scale, store)
     analysed = Path(name).stem[:40]
     with bars() as shown:
-        models = shown.add_task(analysed, total=sum(len(run.steps) if as_json else 1 for run in runs), about="models")
+        models = shown.add_task(analysed, total=_models(runs, every=as_json), about="models")
         for run in runs:
             for _, of_step in groupby(measure(run, examples, every=as_json), itemgetter("step")):
                 rows += of_step
@@ -67,10 +67,10 @@ def weights(name: str, scale: str, examples: int, store: Path, as_json: bool) ->
     for line in proved:
         click.echo(f"{line['claim']}: {line['left']} = {line['right']}   {_proved(line['holds'])}")
     for run in runs:
-        last = [row for row in rows if row["identity"] == run.experiment.identity and row["step"] == run.steps[-1]]
         _table(
             f"\n{run.directory.path}, step {run.steps[-1]}: terms of the loss by the kind of token that they belong to",
-            last, ("kind", "span", "events", "terms", "weight", "loss", "excess", "arriving", "gradient"),
+            _of(run, {"kinds": rows})["kinds"],
+            ("kind", "span", "events", "terms", "weight", "loss", "excess", "arriving", "gradient"),
         )  # fmt: skip
 
 
@@ -98,16 +98,13 @@ def information(name: str, scale: str, examples: int, positions: int, store: Pat
     runs = opened(name, scale, store)
     analysed = Path(name).stem[:40]
     with bars() as shown:
-        done, models = (
-            0,
-            shown.add_task(analysed, total=sum(len(run.steps) if as_json else 1 for run in runs), about="models"),
-        )
-        for run in runs:
+        models = shown.add_task(analysed, total=_models(runs, every=as_json), about="models")
+        for number, run in enumerate(runs, start=1):
             for _, of_step in groupby(losses(run, examples, every=as_json), itemgetter("step")):
                 tables["losses"] += of_step
                 shown.advance(models)
-            done += len(run.steps) if as_json else 1
-            shown.update(models, completed=done)  # with one head there are no losses to compare
+            # With one head there are no losses to compare, and no step of it was told.
+            shown.update(models, completed=_models(runs[:number], every=as_json))
             tables["gaps"] += gaps(run, positions)
             tables["mismatch"] += mismatch(run, examples)
     if as_json:
@@ -117,10 +114,7 @@ def information(name: str, scale: str, examples: int, positions: int, store: Pat
     for line in proved:
         click.echo(f"{line['claim']}: {line['statement']}   {_proved(line['holds'])}")
     for run in runs:
-        mine = {
-            table: [row for row in rows if row["identity"] == run.experiment.identity and row["step"] == run.steps[-1]]
-            for table, rows in tables.items()
-        }
+        mine = _of(run, tables)
         click.echo(f"\n{run.directory.path}, step {run.steps[-1]}")
         if not mine["losses"]:
             click.echo("one head: there are no others to compare it with")
@@ -184,9 +178,7 @@ def generation(
         print_json({**_about("generation", name, scale, runs, examples), **rounded})
         return
     for run in runs:
-        mine = {
-            table: [row for row in rows if row["identity"] == run.experiment.identity] for table, rows in tables.items()
-        }
+        mine = _of(run, tables)
         click.echo(f"\n{run.directory.path}, step {run.steps[-1]}")
         _table(
             "pass@k; errors are standard errors over questions", mine["passing"],
@@ -199,6 +191,17 @@ def generation(
                 "confidence", "accuracy", "calibration_error",
             ),
         )  # fmt: skip
+
+
+def _models(runs: "list[Trained]", every: bool) -> int:
+    """How many models are looked at: of every step that a run has kept, or of the last alone."""
+    return sum(len(run.steps) if every else 1 for run in runs)
+
+
+def _of(run: "Trained", tables: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of one run."""
+    identity = run.experiment.identity
+    return {table: [row for row in rows if row["identity"] == identity] for table, rows in tables.items()}
 
 
 def _about(analysis: str, name: str, scale: str, runs: "list[Trained]", examples: int) -> dict[str, Any]:
