@@ -370,6 +370,8 @@ CASES = [
     sweep({"question": None}, "it.yaml: question: missing: What the sweep is to find out."),
     sweep({"axes": {"sede": [1]}}, "it.yaml, scale cpu: sede: unknown field", "did you mean 'seed'?"),
     sweep({"axes": {"objective.m": [1]}}, "it.yaml, scale cpu: objective.m: unknown field"),
+    sweep({"axes": {"arm": {"a": {"objectiv": 1}}}}, "it.yaml, scale cpu: objectiv: unknown field", "'objective'"),
+    sweep({"axes": {"arm": {"a": 3}}}, "it.yaml, scale cpu: arm: unknown field"),
     sweep({"axes": {"seed": []}}, "it.yaml: axes.seed: []", "at least one value"),
     sweep({"axes": {"seed": 3}}, "it.yaml: axes.seed: 3", "list of values"),
     sweep({"axes": ["seed"]}, 'it.yaml: axes: ["seed"]', "mapping"),

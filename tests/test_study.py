@@ -98,6 +98,16 @@ def test_arms_are_the_product_of_their_values_and_trials_their_seeds(tmp_path: P
     assert getattr(one.task, "train_operations", None) == (1, 3)
 
 
+def test_an_arm_with_a_name_moves_several_fields_and_can_be_repeated(tmp_path: Path) -> None:
+    arms = {"arm": {"two": {"objective": {"name": "parallel", "n": 2}, "train": {"clip": 2.0}}}}
+    study = load_study(study_file(tmp_path, arms=arms, recipe="datasets/polynomials.yaml"), "cpu")
+    (arm,) = study.arms
+    (experiment,) = study.experiments(arm, {"train.lr": 0.01})
+    assert (arm.name, experiment.objective.n, experiment.train.clip) == ("arm=two", 2, 2.0)
+    _, train, recipe, *overrides = shlex.split(study.repeat(arm, {"train.lr": 0.01}, STORE))
+    assert (train, load_experiment(recipe, overrides).identity) == ("train", experiment.identity)
+
+
 CONDITIONAL = {
     "objective": {"choices": {"next token": {"name": "next_token"}, "many": {"name": "parallel"}}},
     "objective.n": {"choices": [2, 3], "when": {"objective": "many"}},
@@ -138,7 +148,7 @@ def test_fields_are_searched_where_others_call_for_them(tmp_path: Path) -> None:
 def test_the_labs_own_studies_are_sound(path: Path) -> None:
     for scale in yaml.safe_load(path.read_text())["scales"]:
         study = load_study(str(path), scale)
-        evidence = {0, 1, 2, 3, 4}
+        evidence = {*range(20)}
         assert not evidence & set(study.seeds)
         for arm in study.arms:
             for corner in (study.corners()[0], study.corners()[-1]):

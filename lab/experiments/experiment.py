@@ -251,6 +251,16 @@ def override(mapping: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     return merge(mapping, update)
 
 
+def vary(mapping: dict[str, Any], axis: str, value: Any) -> dict[str, Any]:
+    """`mapping` at a value of an axis: the field that `axis` names set to it.
+
+    An axis may have a name of its own, as `arm`, and then moves whatever fields its values are mappings of.
+    """
+    if isinstance(value, dict) and axis.split(".")[0] not in Experiment.model_fields:
+        return merge(mapping, value)
+    return override(mapping, axis, value)
+
+
 def parse_override(text: str) -> tuple[str, Any]:
     """The key and value of `key.sub=value`; the value is YAML.
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from lab.config import Config, did_you_mean, validated
 from lab.errors import BadInput, Failure
-from lab.experiments.experiment import Experiment, experiment_from, merge, override, read_recipe, read_yaml
+from lab.experiments.experiment import Experiment, experiment_from, merge, read_recipe, read_yaml, vary
 from lab.experiments.store import Result, RunDirectory, kept_results
 
 
@@ -50,7 +50,8 @@ class SweepFile(Config):
     """Experiment fields that all cells share, unless an axis moves them."""
     axes: dict[str, Values] = {}
     """Values by field (`key.sub`), the slowest first; the cells are their product. Values that are mappings are given
-    by name, as a mapping of names to values; tables and figures then have the names."""
+    by name, as a mapping of names to values; tables and figures then have the names. An axis with a name of its own,
+    that of no field, has such values that are experiment fields each (`arm`: what is compared; others: where)."""
     sources: dict[str, dict[str, Any]] = {}
     """Runs that cells begin from, by the name that `init_from` gives them: experiment fields, laid over the baseline. A
     source has the seed and the model of its cell; other axes do not move it."""
@@ -133,7 +134,7 @@ def load_sweep(path: str, scale: str) -> Sweep:
         point = {axis: name for axis, (name, _) in chosen.items()}
         mapping = baseline
         for axis, (_, value) in chosen.items():
-            mapping = override(mapping, axis, value)
+            mapping = vary(mapping, axis, value)
         if mapping.get("init_from") is not None:
             source = _source(mapping["init_from"], named, baseline, chosen, origin)
             sources[source.experiment.label] = source
@@ -164,7 +165,7 @@ def _source(
     for axis, (label, value) in chosen.items():
         if axis.split(".")[0] in ("seed", "model"):
             point[axis] = label
-            mapping = override(mapping, axis, value)
+            mapping = vary(mapping, axis, value)
     return Cell(experiment_from(merge(mapping, named[name]), f"{origin}, source {name}"), point)
 
 

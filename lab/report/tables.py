@@ -116,13 +116,13 @@ def _grouped(frame: pd.DataFrame, arms: list[str], across: str) -> Any:
 def paired_differences(frame: pd.DataFrame, arms: list[str], across: str, measure: str) -> pd.DataFrame:
     """Each arm less another, seed by seed: arms that share a seed share its data and much of its initial weights.
 
-    Where `arms` are about the objective (and what it begins from) and about something else, the other is the first
+    Where `arms` are about the objective (`arm`, what it begins from) and about something else, the other is the first
     objective with the same of that; otherwise it is the first arm.
 
     Columns as of `summarise`, `examples` left out, and `less`: what the other arm has in place of each of `arms`. No
     rows when there is one arm, or none of its seeds is the other's.
     """
-    compared = [arm for arm in arms if arm.split(".")[0] in ("objective", "init_from")] or arms
+    compared = [arm for arm in arms if arm.split(".")[0] in ("arm", "objective", "init_from")] or arms
     within = [arm for arm in arms if arm not in compared]
     rows: list[dict[str, Any]] = []
     for _, part in frame.groupby(within, sort=False) if within else [((), frame)]:
