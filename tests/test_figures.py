@@ -1,5 +1,6 @@
 """Figures of made-up results: what is drawn is what the results say, and labels can be read."""
 
+import dataclasses
 import itertools
 import runpy
 from typing import Any
@@ -14,10 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
 from lab.experiments.store import Result
-from lab.experiments.sweep import Cell
+from lab.experiments.sweep import Cell, Primary
 from lab.home import home
 from lab.report.drawing import label_at_right, side_by_side
 from lab.report.style import colour_of, use_style
+from lab.report.verdicts import judge
 from tests.made_up import LEVELS, WHOLE, stories
 
 SIZES = {"model.size": ["1M", "10M"]}
@@ -129,6 +131,31 @@ def test_induction_curves_show_every_run_and_their_means(further: dict[str, list
             assert lines[-1].get_ydata() == pytest.approx(np.mean(runs, axis=0))
         assert labels_of(axes).keys() == {"class copying", "n = 1", "n = 4"}
         assert axes.lines[0].get_ydata()[0] == pytest.approx(100 * LEVELS["class_copying"])  # type: ignore[index]
+
+
+def test_effects_show_every_pair_of_seeds_and_the_verdict() -> None:
+    several = [
+        (words, dataclasses.replace(sweep, primary=Primary(where={"names": "fresh"}, margin=0.02)), finished)
+        for words, (sweep, finished) in {"one": stories(), "two": stories(ns=(1, 4), seeds=5, further=SIZES)}.items()
+    ]
+    figure = drawn("effects", several)
+    readable(figure)
+    (axes,) = figure.axes
+    rows = [row for _, sweep, finished in several for row in judge(sweep, finished)]
+    dots = [each for each in axes.collections if isinstance(each, PathCollection)]
+    assert len(rows) == len(dots) == 4
+    for row, own in zip(rows, dots, strict=True):
+        assert sorted(np.asarray(own.get_offsets())[:, 0]) == pytest.approx(
+            sorted(100 * each for each in row["differences"])
+        )
+        assert np.allclose(np.asarray(own.get_facecolor())[0, :3], colour_of(row["n"]))
+    means = [line.get_xdata() for line in axes.lines if line.get_marker() == "|" and line.get_markersize() == 10]
+    assert np.ravel(means) == pytest.approx([100 * row["mean"] for row in rows])  # type: ignore[arg-type]
+    assert [each.get_text() for each in axes.get_yticklabels()] == [
+        *("n = 2", "n = 4"), *("n = 4, 1M", "n = 4, 10M")
+    ]  # fmt: skip
+    told = [each.get_text() for each in axes.texts]
+    assert told[:2] == ["one, less n = 1", f"{rows[0]['verdict']} (3)"]
 
 
 @pytest.mark.parametrize("name", ["induction_by_size", "induction_curves"])

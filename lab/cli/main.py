@@ -6,7 +6,7 @@ import sys
 import click
 
 from lab import __version__
-from lab.cli import analyze, bench, cost, data, decode, figures, models, study, sweep, train
+from lab.cli import analyze, bench, cost, data, decode, figures, models, report, study, sweep, train
 from lab.cli.console import LogLines, fail, say
 from lab.errors import BadInput, Failure
 
@@ -24,7 +24,7 @@ def cli() -> None:
 
 
 for command in (
-    data.data, models.models, train.train, sweep.sweep, study.study, figures.figures,
+    data.data, models.models, train.train, sweep.sweep, study.study, figures.figures, report.report,
     analyze.analyze, decode.decode, cost.cost, bench.bench,
 ):  # fmt: skip
     cli.add_command(command)

@@ -30,11 +30,11 @@ def print_scores(tables: list[dict[str, Any]], caption: str) -> None:
         shown.add_column("seeds", justify="right")
         for value in values:
             shown.add_column(str(value), justify="right")
-        _add_arms(shown, table["rows"], arms, across, values, lambda row: _percent(row, ""))
+        _add_arms(shown, table["rows"], arms, across, values, lambda row: percent(row, ""))
         first = table["levels"][0]["level"].replace("_", " ")
         shown.caption = f"past: seeds above {first}, by the 95 % interval over their examples"
         _add_arms(shown, table["rows"], arms, across, values, lambda row: f"{row['past']} past")
-        _add_arms(shown, table["differences"], arms, across, values, lambda row: _percent(row, "+"))
+        _add_arms(shown, table["differences"], arms, across, values, lambda row: percent(row, "+"))
         own = ["level", *(arm for arm in arms if arm.startswith("task."))]
         for key in dict.fromkeys(tuple(row[name] for name in own) for row in table["levels"]):
             levels = {row[across]: row for row in table["levels"] if tuple(row[name] for name in own) == key}
@@ -69,6 +69,7 @@ def _add_arms(
         shown.add_row(*names, str(seeds), *({**written, **fewer}.get(value, "") for value in values))
 
 
-def _percent(row: dict[str, Any], sign: str) -> str:
+def percent(row: dict[str, Any], sign: str) -> str:
+    """A mean and half of its interval, in percent; `sign` as of a format."""
     half = row["high"] - row["mean"]
     return f"{100 * row['mean']:{sign}.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")

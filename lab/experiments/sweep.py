@@ -24,6 +24,18 @@ Values = Annotated[Any, AfterValidator(_several)]
 """The values of an axis: a list, or a mapping from names to values."""
 
 
+class Primary(Config):
+    """The primary endpoint, for machines: one number of each run, by which its arms are judged.
+
+    It is the task's measure on test, final weights.
+    """
+
+    where: dict[str, Annotated[int | str, Field(union_mode="left_to_right")]] = {}
+    """Values of the task's slices, as in the score table; "all" of those not named."""
+    margin: float = Field(gt=0, lt=1)
+    """A difference within which arms count as alike, as a share of 1."""
+
+
 class Scale(Config):
     """What a sweep is at one size of machine; laid over the sweep's own baseline and axes."""
 
@@ -31,6 +43,8 @@ class Scale(Config):
     """What the scale costs, in words."""
     baseline: dict[str, Any] = {}
     """Experiment fields, as in a recipe."""
+    primary: Primary | None = None
+    """The primary endpoint; the sweep's when null."""
     axes: dict[str, Values] = {}
     """Values by field; an axis named here replaces the sweep's."""
     sources: dict[str, dict[str, Any]] = {}
@@ -44,6 +58,8 @@ class SweepFile(Config):
     """What the sweep is to find out."""
     endpoint: str
     """The primary endpoint, stated before the sweep runs."""
+    primary: Primary | None = None
+    """The same for `lab report`, which judges by it."""
     recipe: str | None = None
     """The recipe that the baseline is laid over, as datasets/NAME.yaml."""
     baseline: dict[str, Any] = {}
@@ -82,6 +98,7 @@ class Sweep:
     file: SweepFile
     axes: tuple[str, ...]
     cells: tuple[Cell, ...]
+    primary: Primary | None = None
     sources: tuple[Cell, ...] = ()
     """What cells begin from: runs of the sweep, but no part of its question."""
 
@@ -144,7 +161,9 @@ def load_sweep(path: str, scale: str) -> Sweep:
         if twin is not cell:
             raise BadInput(f"{path}: axes: {point} and {twin.axes} are the same experiment; name each value once")
     others = tuple(source for source in sources.values() if source.experiment.identity not in cells)
-    return Sweep(Path(path).stem, path, scale, file, tuple(axes), tuple(cells.values()), others)
+    return Sweep(
+        Path(path).stem, path, scale, file, tuple(axes), tuple(cells.values()), size.primary or file.primary, others
+    )
 
 
 def _source(

@@ -1,7 +1,9 @@
 """Figures: each is a script under figures/ that draws from stored results.
 
 A script states its sweep in `SWEEP` and draws in `draw(sweep, finished) -> Figure`, where `finished` is a list of the
-sweep's cells with their results; `lab.report.tables` makes tables of it (`tidy`, `curves`). A script that draws what
+sweep's cells with their results; `lab.report.tables` makes tables of it (`tidy`, `curves`). One that draws several
+states them in `SWEEPS`, a mapping from files to what to call them, and draws in `draw(several) -> Figure`, where
+`several` is a list of triples: what it is called, sweep, finished. A script that draws what
 another command measured or worked out states it in `COMMAND` instead, and the name of its table in `TABLE`: what the
 command printed as JSON lies in results/TABLE.SCALE.json, and is drawn in `draw(table) -> Figure`. One that draws a
 study states it in `STUDY`, and draws in `draw(study, rows) -> Figure`; `lab.report.studies` makes a table of the rows.
@@ -65,6 +67,11 @@ def draw(name: str, sweep: str | None, scale: str, store: Path, output: Path) ->
     elif hasattr(script, "STUDY"):
         study = load_study(sweep or script.STUDY, scale)
         file, drawn = name if sweep is None else f"{name}.{study.name}", (study, studies.complete(study, store))
+    elif hasattr(script, "SWEEPS"):
+        called = {sweep: Path(sweep).stem} if sweep else script.SWEEPS
+        several = [(words, load_sweep(path, scale)) for path, words in called.items()]
+        file = name if sweep is None else f"{name}.{Path(sweep).stem}"
+        drawn = ([(words, each, complete(each, store)) for words, each in several],)
     else:
         loaded = load_sweep(sweep or script.SWEEP, scale)
         file, drawn = name if sweep is None else f"{name}.{loaded.name}", (loaded, complete(loaded, store))
@@ -118,7 +125,11 @@ def _load(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
         _ = module.draw
         if not hasattr(module, "STUDY"):
-            _ = (module.TABLE, module.COMMAND) if hasattr(module, "TABLE") else module.SWEEP
+            _ = (
+                (module.TABLE, module.COMMAND)
+                if hasattr(module, "TABLE")
+                else hasattr(module, "SWEEPS") or module.SWEEP
+            )
     except Exception as error:
         raise Failure(f"{path}: not a figure script: {type(error).__name__}: {error}") from error
     return module

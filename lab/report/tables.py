@@ -1,6 +1,6 @@
 """One tidy table of results, and summaries with intervals over seeds."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,26 +113,32 @@ def _grouped(frame: pd.DataFrame, arms: list[str], across: str) -> Any:
     return frame.assign(**ordered).groupby([*arms, across], sort=True, observed=True)
 
 
-def paired_differences(frame: pd.DataFrame, arms: list[str], across: str, measure: str) -> pd.DataFrame:
-    """Each arm less another, seed by seed: arms that share a seed share its data and much of its initial weights.
+def pairs(frame: pd.DataFrame, arms: list[str]) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """The rows of each arm, and those of the arm that it is compared with.
 
     Where `arms` are about the objective (`arm`, what it begins from) and about something else, the other is the first
     objective with the same of that; otherwise it is the first arm.
+    """
+    compared = [arm for arm in arms if arm.split(".")[0] in ("arm", "objective", "init_from")] or arms
+    within = [arm for arm in arms if arm not in compared]
+    for _, part in frame.groupby(within, sort=False) if within else [((), frame)]:
+        base, *others = (group for _, group in part.groupby(compared, sort=False)) if compared else (part,)
+        yield from ((group, base) for group in others)
+
+
+def paired_differences(frame: pd.DataFrame, arms: list[str], across: str, measure: str) -> pd.DataFrame:
+    """Each arm less another (`pairs`), seed by seed: arms that share a seed share its data and much of its weights.
 
     Columns as of `summarise`, `examples` left out, and `less`: what the other arm has in place of each of `arms`. No
     rows when there is one arm, or none of its seeds is the other's.
     """
-    compared = [arm for arm in arms if arm.split(".")[0] in ("arm", "objective", "init_from")] or arms
-    within = [arm for arm in arms if arm not in compared]
     rows: list[dict[str, Any]] = []
-    for _, part in frame.groupby(within, sort=False) if within else [((), frame)]:
-        base, *others = (group for _, group in part.groupby(compared, sort=False)) if compared else (part,)
-        for group in others:
-            scores, than = (each.set_index([across, "seed"])[measure] for each in (group, base))
-            for value, differences in (scores - than).dropna().groupby(level=across):
-                about, less = ({arm: each[arm].tolist()[0] for arm in arms} for each in (group, base))
-                spread = interval(differences.to_numpy(float))._asdict()
-                rows.append({**about, across: value, "less": less, **spread, "seeds": len(differences)})
+    for group, base in pairs(frame, arms):
+        scores, than = (each.set_index([across, "seed"])[measure] for each in (group, base))
+        for value, differences in (scores - than).dropna().groupby(level=across):
+            about, less = ({arm: each[arm].tolist()[0] for arm in arms} for each in (group, base))
+            spread = interval(differences.to_numpy(float))._asdict()
+            rows.append({**about, across: value, "less": less, **spread, "seeds": len(differences)})
     return pd.DataFrame(rows)
 
 

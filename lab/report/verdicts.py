@@ -1,0 +1,187 @@
+"""Verdicts: what a sweep's primary endpoint says of each arm, and how many seeds would say more.
+
+The arms are compared seed by seed (`lab.report.tables.paired_differences`) on the sweep's `primary` endpoint. A verdict
+is about the claim that the arm is better than what it is compared with.
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import chdtri, nctdtr, stdtrit
+
+from lab.config import did_you_mean
+from lab.errors import BadInput
+from lab.experiments.store import Result
+from lab.experiments.sweep import Cell, Primary, Sweep
+from lab.report.tables import Interval, curves, interval, pairs, past, tidy
+from lab.tasks.base import Row, Task
+
+MANY = 10_000
+"""Seeds beyond which nobody will run them: `seeds_needed` looks no further."""
+
+
+def verdict(difference: Interval, margin: float) -> str:
+    """What a paired difference says of the claim that it is above 0.
+
+    "reproduced": the 95 % interval lies above 0; "reversed": below 0; "no difference": it holds 0 and lies within
+    ± margin; "inconclusive": anything else, a single seed included.
+    """
+    if math.isnan(difference.low):
+        return "inconclusive"
+    if difference.low > 0:
+        return "reproduced"
+    if difference.high < 0:
+        return "reversed"
+    return "no difference" if max(-difference.low, difference.high) <= margin else "inconclusive"
+
+
+def pairing_gain(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """How many times as many seeds unpaired arms would need for an interval as narrow: Var(a) + Var(b) over Var(a - b).
+
+    1 when pairing gains nothing, below 1 when it loses; nan of fewer than three seeds.
+
+    Args:
+        one: [S] scores by seed.
+        other: [S] the other arm's, of the same seeds.
+    """
+    paired = float(np.var(one - other, ddof=1)) if len(one) > 2 else 0.0
+    return float(np.var(one, ddof=1) + np.var(other, ddof=1)) / paired if paired else math.nan
+
+
+def power(effect: float, deviation: float, seeds: int) -> float:
+    """The chance that a paired two-sided t test at 5 % finds a true `effect`, when differences have this `deviation`.
+
+    By the noncentral t distribution (Cohen 1988, Section 2.3).
+    """
+    bound = stdtrit(seeds - 1, 0.975)
+    shift = abs(effect) / deviation * math.sqrt(seeds)
+    return float(1 - nctdtr(seeds - 1, shift, bound) + nctdtr(seeds - 1, shift, -bound))
+
+
+def seeds_needed(effect: float, deviation: float, wanted: float = 0.8) -> int | None:
+    """The fewest paired seeds with which an `effect` is found with a chance of `wanted`; None when beyond `MANY`."""
+    if math.isnan(deviation):
+        return None
+    if deviation == 0:
+        return 2
+    low, high = 1, 2
+    while power(effect, deviation, high) < wanted:
+        low, high = high, 2 * high
+        if low > MANY:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(effect, deviation, middle) >= wanted else (middle, high)
+    return high
+
+
+def at_most(deviation: float, seeds: int, confidence: float = 0.8) -> float:
+    """The upper limit, at `confidence`, of a deviation that was measured over `seeds`.
+
+    A pilot's deviation is itself uncertain; planning with its upper limit is Browne's (1995) advice.
+    """
+    return deviation * math.sqrt((seeds - 1) / float(chdtri(seeds - 1, confidence))) if seeds > 1 else math.nan
+
+
+def endpoint(table: pd.DataFrame, primary: Primary, task: Task) -> pd.DataFrame:
+    """The rows of `tidy`'s table that the endpoint is about: test, final weights, its slices; one a run.
+
+    Raises:
+        BadInput: there is no such slice, or a run has no scores for its value.
+    """
+    slices = ("seen", *task.slices)
+    for name in primary.where:
+        if name not in slices:
+            allowed = ", ".join(slices)
+            raise BadInput(f"primary.where.{name}: no slice; allowed: {allowed}{did_you_mean(name, slices)}")
+    rows = table[(table.split == "test") & (table.checkpoint == "final")]
+    for name in dict.fromkeys(slices):
+        wanted = primary.where.get(name, "all")
+        kept = rows[rows[name] == wanted]
+        if kept.identity.nunique() < rows.identity.nunique():
+            allowed = ", ".join(map(str, rows[name].unique()))
+            raise BadInput(f"primary.where.{name}: not every run has scores for '{wanted}'; there are: {allowed}")
+        rows = kept
+    return rows
+
+
+def tokens_to(curve: pd.DataFrame, measure: str, level: float) -> float:
+    """Training tokens from which on a run's learning curve stays above a level; nan if it ends below."""
+    below = curve[curve[measure] <= level].step.max()
+    after = curve[curve.step > below] if not math.isnan(below) else curve
+    return float(after.tokens.min()) if len(after) else math.nan
+
+
+def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[Row]:
+    """A row for each arm that is compared with another, of those seeds that both have.
+
+    Columns: the sweep's axes but the seed, and `n`, the arm's; `less`, what the other arm has in the axes' place;
+    `mean`, `low`, `high` of the `differences`, which stand in the order of the seeds; `seeds`, their number; `verdict`;
+    `arm` and `other`, the mean score of either; `past` and `other_past`, how many of their seeds are past the task's
+    first level; `tokens_to` and `other_tokens_to`, the median of the tokens after which validation stayed above it (nan
+    for a run that never did; None without curves); `pairing_gain`; `deviation` of the differences; `seeds_for_margin`
+    and `seeds_for_margin_safe`, the seeds that would find a difference as large as the margin in four cases of five, by
+    the deviation and by its upper 80 % limit. Scores are shares of 1.
+
+    Raises:
+        BadInput: the sweep states no primary endpoint, or one that its runs have no scores for.
+    """
+    results = list(finished)
+    if sweep.primary is None:
+        raise BadInput(f"{sweep.path}, scale {sweep.scale}: primary: is missing, so nothing can be judged")
+    task = sweep.cells[0].experiment.task.build()
+    try:
+        scores = endpoint(tidy(results), sweep.primary, task)
+    except BadInput as error:
+        raise BadInput(f"{sweep.path}, scale {sweep.scale}: {error}") from None
+    level = task.levels[0]
+    scores = scores.assign(past=past(scores[task.choice], scores["count"], scores[level]))
+    if all("curve" in result for _, result in results):
+        reached = {
+            identity: tokens_to(run, f"validation/{task.choice}", scores[scores.identity == identity][level].iloc[0])
+            for identity, run in curves(results).groupby("identity")
+        }
+        scores["tokens_to"] = scores.identity.map(reached)
+    axes = [axis for axis in sweep.axes if axis != "seed"]
+    rows: list[Row] = []
+    for arm, other in pairs(scores, axes):
+        shared = sorted({*arm.seed} & {*other.seed})
+        one, than = (each.set_index("seed").loc[shared] for each in (arm, other))
+        if not shared:
+            continue
+        a, b = (each[task.choice].to_numpy(float) for each in (one, than))
+        spread = interval(a - b)
+        deviation = float(np.std(a - b, ddof=1)) if len(shared) > 1 else math.nan
+        rows.append(
+            {
+                **{axis: one[axis].tolist()[0] for axis in axes},
+                "n": one.n.tolist()[0],
+                "less": {axis: than[axis].tolist()[0] for axis in axes},
+                **spread._asdict(),
+                "seeds": len(shared),
+                "differences": (a - b).tolist(),
+                "verdict": verdict(spread, sweep.primary.margin),
+                "arm": float(a.mean()),
+                "other": float(b.mean()),
+                "past": int(one.past.sum()),
+                "other_past": int(than.past.sum()),
+                "tokens_to": _median(one),
+                "other_tokens_to": _median(than),
+                "pairing_gain": pairing_gain(a, b),
+                "deviation": deviation,
+                "seeds_for_margin": seeds_needed(sweep.primary.margin, deviation),
+                "seeds_for_margin_safe": seeds_needed(sweep.primary.margin, at_most(deviation, len(shared))),
+            }
+        )
+    return rows
+
+
+def _median(runs: pd.DataFrame) -> float | None:
+    """The median of tokens; a run that never got there counts as the latest."""
+    if "tokens_to" not in runs:
+        return None
+    middle = float(np.median(runs.tokens_to.fillna(math.inf)))
+    return middle if math.isfinite(middle) else math.nan
