@@ -96,7 +96,7 @@ class Clock:
             return forward(decoder, tokens, context)
 
         monkeypatch.setattr(Decoder, "forward", timed)
-        monkeypatch.setattr(decoding, "_now", lambda device: self.time)
+        monkeypatch.setattr(decoding, "now", lambda device: self.time)
 
 
 def test_rows_of_known_times(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lab.cli.bench_decode import decode
 from lab.cli.console import as_json, bars, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ def measured_on(part: str = "") -> Callable[[Callable[..., None]], Callable[...,
 @click.group()
 def bench() -> None:
     """Measure speed on this machine, each part against its alternative."""
+
+
+bench.add_command(decode)
 
 
 @bench.command()

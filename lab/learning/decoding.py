@@ -150,12 +150,12 @@ def decode(
     """
     _check(model, prompts, lengths, new_tokens, drafts, sampling)
     decoding = _Decoding(model, prompts, lengths, new_tokens, drafts, sampling, end, record)
-    started = _now(prompts.device)
+    started = now(prompts.device)
     decoding.read_prompts()
-    begun = _now(prompts.device)
+    begun = now(prompts.device)
     while len(decoding.rows):
         decoding.step()
-    ended = _now(prompts.device)
+    ended = now(prompts.device)
     return decoding.result(begun - started, ended - begun)
 
 
@@ -188,7 +188,8 @@ def _check(
         raise BadInput(f"prompt: token {int(outside[0])} is not allowed: should be from 0 to {vocabulary - 1}")
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """The time in seconds, when all that the device was given is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
