@@ -11,10 +11,13 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
 
-from lab.analysis import speculation
+from lab.analysis import decoding_speed, speculation
+from lab.analysis.decoding_speed import beside_transformers, characters_per_token, measure
+from lab.analysis.peers import NotInstalled
 from lab.analysis.speculation import Prompts, end_token, given_prompt, longest, paper, prompts_of, ways
 from lab.analysis.trained import Trained
 from lab.cli import decode as command
+from lab.cli.main import cli
 from lab.errors import BadInput
 from lab.experiments.experiment import Experiment
 from lab.experiments.run import execute
@@ -22,6 +25,7 @@ from lab.experiments.store import RunDirectory
 from lab.learning import decoding
 from lab.learning.decoding import Sampling, Step, decode
 from lab.models.decoder import Context, Decoder
+from lab.models.sizes import Shape
 from tests.conftest import tiny
 
 CHOICES = "task={name: choices, stations: [{branches: 2, span: 1}, {branches: 3, span: 3, entropy: 0.5}]}"
@@ -253,3 +257,61 @@ def test_words_for_numbers(store: Path) -> None:
     told = lab(store, polynomials(), "--tree", "two")
     assert told.exit_code == 2
     assert "'two' is not allowed: should be whole numbers with commas between" in told.output
+
+
+# lab bench decode
+
+
+def test_every_batch_and_k_is_measured(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
+    run = opened(store, polynomials())
+    Clock(monkeypatch)
+    done: list[int] = []
+    rows = measure(run, (1, 5), 4, 6, 1, torch.device("cpu"), lambda: done.append(1))
+    assert len(done) == 2
+    assert [(row["batch"], row["k"], row["prompts"]) for row in rows] == [
+        *((1, k, 4) for k in (1, 2, 3)), *((5, k, 5) for k in (1, 2, 3))
+    ]  # fmt: skip
+    for row in rows:
+        assert row["of_layers"] == pytest.approx(row["speed_up"] / row["layers_allow"])
+        assert row["characters_per_second"] == pytest.approx(characters_per_token(run) * row["tokens_per_second"])
+        assert (row["identity"], row["n"], row["identical"]) == (run.experiment.identity, 3, 1)
+    examples = run.test_examples(100)
+    texts = [run.task.record(examples, row)["text"] for row in range(len(examples.lengths))]
+    assert characters_per_token(run) == pytest.approx(sum(map(len, texts)) / examples.lengths.sum())
+
+
+def test_beside_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    row = beside_transformers(Shape(2, 32, 2), 19, 3, 8, 5, 2, torch.device("cpu"))
+    assert row["missing"] is None
+    assert row["of_peer"] == pytest.approx(row["peer_seconds"] / row["seconds"])
+    assert (row["batch"], row["prompt"], row["new_tokens"], row["layers"]) == (3, 8, 5, 2)
+
+
+def test_bench_decode(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
+    def missing(*_: Any) -> Any:
+        raise NotInstalled("not installed: pip install transformers")
+
+    monkeypatch.setattr(decoding_speed, "build_peer", missing)
+    run = opened(store, polynomials())
+
+    def lab(*line: str) -> Result:
+        arguments = ["bench", "decode", run.directory.path.name, "--store", str(store), "--device", "cpu", *line]
+        return CliRunner().invoke(cli, [*arguments, "--rounds", "1", "--count", "2", "--new-tokens", "6"])
+
+    told = lab("--batch", "1", "--batch", "3", "--json")
+    assert told.exit_code == 0, told.output
+    document = json.loads(told.stdout)
+    assert [(row["batch"], row["k"]) for row in document["rows"]] == [(b, k) for b in (1, 3) for k in (1, 2, 3)]
+    assert [row["missing"] for row in document["beside_transformers"]] == 2 * [
+        "not installed: pip install transformers"
+    ]
+    [least] = [row["of_layers"] for row in document["rows"] if (row["batch"], row["k"]) == (1, 3)]
+    assert document["bound"] == {"at_least": 0.9, "of_layers": least, "holds": least >= 0.9}
+    assert document["commit"]
+    table = lab("--batch", "1")
+    assert re.search(r"bound, batch 1, all heads: \d\.\d\d ≥ 0.9 of what layers allow", table.output)
+    if not torch.cuda.is_available():
+        refused = lab("--device", "cuda")
+        assert refused.exit_code == 1
+        assert "--device: cuda is not allowed" in str(refused.exception)

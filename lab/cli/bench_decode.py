@@ -3,16 +3,19 @@
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lab.cli.console import as_json, bars, print_json, print_table, say, store_option
 from lab.cli.sweep import scale_option
 
+if TYPE_CHECKING:
+    from lab.analysis.trained import Trained
+
 
 @click.command()
-@click.argument("name", metavar="RUN|SWEEP")
+@click.argument("names", nargs=-1, required=True, metavar="RUN|SWEEP...")
 @scale_option
 @click.option(
     "--batch", "batches", type=click.IntRange(1, 2**16), multiple=True, default=(1, 8, 64),
@@ -30,15 +33,15 @@ from lab.cli.sweep import scale_option
 @store_option
 @as_json
 def decode(
-    name: str, scale: str, batches: tuple[int, ...], count: int, new_tokens: int, rounds: int, device: str,
+    names: tuple[str, ...], scale: str, batches: tuple[int, ...], count: int, new_tokens: int, rounds: int, device: str,
     threads: int, store: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """How fast finished runs decode greedily, with k = 1 to n of their heads.
 
-    RUN is a run's directory, label or identity; a SWEEP a YAML file such as sweeps/decoding.yaml, whose runs must all
-    be there with their weights. Prompts are test examples, as of `lab decode`, which tells more of one run. All k take
-    their turns in every batch, and medians count. `of layers` is the speed-up as a share of what layers allow: tokens a
-    forward times the layers of k = 1 over those of k. Characters a second compare runs with unlike tokens.
+    A RUN is a run's directory, label or identity; a SWEEP a YAML file such as sweeps/decoding.yaml, whose runs must
+    all be there with their weights. Prompts are test examples, as of `lab decode`, which tells more of one run. All k
+    take their turns in every batch, and medians count. `of layers` is the speed-up as a share of what layers allow:
+    tokens a forward times the layers of k = 1 over those of k. Characters a second compare runs with unlike tokens.
 
     Then plain decoding beside `generate` of transformers' Llama with its cache, in the runs' shapes, with random
     weights (pip install 'mtp-lab[peers]').
@@ -54,7 +57,7 @@ def decode(
         raise BadInput("--device: cuda is not allowed: this machine has no GPU that torch can use")
     place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(threads)
-    runs = opened(name, scale, store)
+    runs = [run for name in names for run in opened(name, scale, store)]
     shapes = dict.fromkeys((run.experiment.model.shape, len(run.task.vocabulary)) for run in runs)
     rows, beside = [], []
     with bars() as shown:
@@ -68,7 +71,8 @@ def decode(
             shown.update(bar, completed=done, about=f"{left // 60}:{left % 60:02d} left")
 
         for run in runs:
-            rows += measure(run, batches, count, new_tokens, rounds, place, listen)
+            of_run = measure(run, batches, count, new_tokens, rounds, place, listen)
+            rows += [{"run": _label(run), **row} for row in of_run]
         for shape, vocabulary in shapes:
             for batch in batches:
                 beside.append(beside_transformers(shape, vocabulary, batch, 64, new_tokens, rounds, place))
@@ -81,30 +85,34 @@ def decode(
             "versions": provenance.versions(),
             "commit": provenance.commit(),
         }
-        asked = {"name": name, "scale": scale, "new_tokens": new_tokens, "rounds": rounds, "precision": "fp32"}
+        asked = {"names": list(names), "scale": scale, "new_tokens": new_tokens, "rounds": rounds, "precision": "fp32"}
         print_json({**asked, **where, "rows": rows, "beside_transformers": beside, "bound": bound})
         return
-    _show(rows, list(runs[0].axes))
+    _show(rows)
     _show_beside(beside)
     if bound:
         words = "holds" if bound["holds"] else "does not hold"
         click.echo(f"bound, batch 1, all heads: {bound['of_layers']:.2f} ≥ {BOUND} of what layers allow: {words}")
 
 
-def _show(rows: list[dict[str, Any]], axes: list[str]) -> None:
+def _label(run: "Trained") -> str:
+    """What tells a run from others: its values on the axes of its sweep, else its identity."""
+    return ", ".join(map(str, run.axes.values())) or run.experiment.identity
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for axis in axes or ["identity"]:
-        table.add_column(axis, justify="right")
+    table.add_column("run", justify="right")
     for column in (
         "batch", "k", "tokens a\nforward", "tokens/s", "characters/s", "speed-up", "layers\nallow", "of layers"
     ):  # fmt: skip
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            *(str(row[axis]) for axis in axes or ["identity"]),
+            row["run"],
             str(row["batch"]),
             str(row["k"]),
             f"{row['tokens_per_forward']:.2f}",
@@ -116,9 +124,8 @@ def _show(rows: list[dict[str, Any]], axes: list[str]) -> None:
         )
     print_table(table)
     for row in (row for row in rows if row["identical"] < 1):
-        which = " ".join(str(row[axis]) for axis in axes or ["identity"])
         differ = f"{1 - row['identical']:.1%} of prompts differ from k = 1, by rounding at ties"
-        say(f"{which}, batch {row['batch']}, k = {row['k']}: {differ}")
+        say(f"{row['run']}, batch {row['batch']}, k = {row['k']}: {differ}")
 
 
 def _show_beside(rows: list[dict[str, Any]]) -> None:
