@@ -96,8 +96,9 @@ def decode(
 
 
 def _label(run: "Trained") -> str:
-    """What tells a run from others: its values on the axes of its sweep, else its identity."""
-    return ", ".join(map(str, run.axes.values())) or run.experiment.identity
+    """What tells a run from others, but for its seed: its values on the axes of its sweep, else its identity."""
+    values = [str(value) for axis, value in run.axes.items() if axis != "seed"]
+    return ", ".join(values) or run.experiment.identity
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
@@ -107,12 +108,14 @@ def _show(rows: list[dict[str, Any]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("run", justify="right")
     for column in (
+        "seed",
         "batch", "k", "tokens a\nforward", "tokens/s", "characters/s", "speed-up", "layers\nallow", "of layers"
     ):  # fmt: skip
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row["run"],
+            str(row["seed"]),
             str(row["batch"]),
             str(row["k"]),
             f"{row['tokens_per_forward']:.2f}",
@@ -125,7 +128,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     print_table(table)
     for row in (row for row in rows if row["identical"] < 1):
         differ = f"{1 - row['identical']:.1%} of prompts differ from k = 1, by rounding at ties"
-        say(f"{row['run']}, batch {row['batch']}, k = {row['k']}: {differ}")
+        say(f"{row['run']}, seed {row['seed']}, batch {row['batch']}, k = {row['k']}: {differ}")
 
 
 def _show_beside(rows: list[dict[str, Any]]) -> None:
