@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from lab.analysis import generation
 from lab.analysis.generation import calibration_error, near_misses, pass_at_k, questions
@@ -18,6 +19,7 @@ from lab.analysis.trained import Trained
 from lab.cli.main import cli
 from lab.experiments.run import execute
 from lab.experiments.store import RunDirectory
+from lab.report.answers import MEASURES, over_seeds
 from lab.tasks.choices import Choices, Station
 from lab.tasks.polynomials import Polynomials
 from lab.tasks.stories import Stories
@@ -193,6 +195,42 @@ def test_the_command(run: Trained) -> None:
         (k, temperature) for temperature in (0.5, "oracle") for k in (1, 2, 5)
     ]
     assert len(document["answering"]) == 1
+    assert [row["seeds"] for row in document["over_seeds"]["passing"]] == [1] * 6
     shown = CliRunner().invoke(cli, arguments)
     assert shown.exit_code == 0, shown.output
     assert "oracle" in shown.stdout
+
+
+def answers(seeds: int) -> dict[str, Any]:
+    """A document of a sweep over what runs begin from and n, its numbers made up."""
+    random = np.random.default_rng(0)
+    runs = [
+        {"identity": f"{source}-{n}-{seed}", "init_from": source, "objective.n": n, "seed": seed}
+        for source in ("n1", "n4") for n in (1, 4) for seed in range(seeds)
+    ]  # fmt: skip
+    passing = [
+        {"identity": run["identity"], "k": k, "temperature": temperature, "pass_at_k": float(random.random())}
+        for run in runs for temperature in (0.5, "oracle") for k in (1, 10)
+    ]  # fmt: skip
+    answering = [
+        {"identity": run["identity"], **dict.fromkeys(MEASURES["answering"], i / 100)} for i, run in enumerate(runs)
+    ]
+    return {"axes": ["seed", "init_from", "objective.n"], "runs": runs, "passing": passing, "answering": answering}
+
+
+def test_answers_over_seeds() -> None:
+    document = answers(3)
+    summary = over_seeds(document)
+    assert len(summary["passing"]) == 4 * 2 * 2
+    assert len(summary["answering"]) == 4 * len(MEASURES["answering"])
+    for row in summary["passing"]:
+        values = [
+            each["pass_at_k"]
+            for each in document["passing"]
+            if each["identity"].startswith(f"{row['init_from']}-{row['objective.n']}-")
+            and (each["k"], each["temperature"]) == (row["k"], row["temperature"])
+        ]
+        expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+        assert (row["mean"], row["low"], row["high"]) == pytest.approx((np.mean(values), *expected))
+        assert row["seeds"] == 3
+    assert np.isnan(over_seeds(answers(1))["answering"][0]["low"])

@@ -1,5 +1,6 @@
 """`lab analyze`: look into finished runs."""
 
+import math
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -157,10 +158,12 @@ def generation(
 
     A question is a test example up to its scored tokens, of which one run is the answer. pass@k is the unbiased
     estimate from the samples, by temperature; `oracle` is the best temperature for each k, known only afterwards.
-    Choices are between the answer and three near misses.
+    Choices are between the answer and three near misses. Errors of single runs are standard errors over questions; of a
+    sweep's arms follow means over seeds with 95 % intervals over seeds.
     """
     from lab.analysis.generation import answering, passing
     from lab.analysis.trained import opened
+    from lab.report.answers import over_seeds
 
     ks = [k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k <= samples]
     tables: dict[str, list[dict[str, Any]]] = {"passing": [], "answering": []}
@@ -173,9 +176,12 @@ def generation(
                 tables["passing"] += of_one
                 shown.advance(done)
             tables["answering"].append(answering(run, examples))
+    document = {**_about("generation", name, scale, runs, examples), **tables}
+    summary = over_seeds(document)
     if as_json:
         rounded = {table: _rounded(rows) for table, rows in tables.items()}
-        print_json({**_about("generation", name, scale, runs, examples), **rounded})
+        of_arms = {table: _rounded(rows) for table, rows in summary.items()}
+        print_json({**document, **rounded, "over_seeds": of_arms})
         return
     for run in runs:
         mine = _of(run, tables)
@@ -191,6 +197,12 @@ def generation(
                 "confidence", "accuracy", "calibration_error",
             ),
         )  # fmt: skip
+    if len(runs) > 1:
+        arms = tuple(axis for axis in runs[0].axes if axis != "seed")
+        spread = ("mean", "low", "high", "seeds")
+        best = [row for row in summary["passing"] if row["temperature"] == "oracle"]
+        _table("over seeds: pass@k at the best temperature for each k", best, (*arms, "k", *spread))
+        _table("over seeds: giving, choosing, confidence", summary["answering"], (*arms, "measure", *spread))
 
 
 def _models(runs: "list[Trained]", every: bool) -> int:
@@ -212,6 +224,7 @@ def _about(analysis: str, name: str, scale: str, runs: "list[Trained]", examples
         "analysis": analysis,
         "of": name,
         "scale": scale,
+        "axes": list(runs[0].axes),
         "examples": examples,
         **provenance.here(),
         "runs": [
@@ -248,4 +261,6 @@ def _table(title: str, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> 
 def _cell(value: Any) -> str:
     if value is None:
         return "unknown"
+    if isinstance(value, float) and math.isnan(value):
+        return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
