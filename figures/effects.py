@@ -24,7 +24,7 @@ def draw(several: list[tuple[str, Sweep, list[tuple[Cell, Result]]]]) -> Figure:
     lines = sum(len(rows) + 1.6 for _, _, rows in groups)
     figure, axes = plt.subplots(figsize=(9.5, 0.9 + 0.27 * lines), layout="constrained")
     widest = max(
-        abs(100 * each) for _, _, rows in groups for row in rows for each in (*row["differences"], row["mean"])
+        abs(100 * each) for _, _, rows in groups for row in rows for each in (*row["differences"].values(), row["mean"])
     )
     widest = 1.1 * max(widest, 150 * max(sweep.primary.margin for _, sweep, _ in groups if sweep.primary))
     axes.set_xlim(-widest, widest)
@@ -53,7 +53,7 @@ def draw(several: list[tuple[str, Sweep, list[tuple[Cell, Result]]]]) -> Figure:
             place += 1
             ticks[place] = name({axis: row[axis] for axis in row["less"]})
             colour = colour_of(row["n"])
-            points = [100 * each for each in row["differences"]]
+            points = [100 * each for each in row["differences"].values()]
             axes.scatter(points, [place] * len(points), s=14, color=colour, alpha=0.5, linewidths=0)
             mean = 100 * row["mean"]
             axes.errorbar(

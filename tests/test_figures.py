@@ -146,7 +146,7 @@ def test_effects_show_every_pair_of_seeds_and_the_verdict() -> None:
     assert len(rows) == len(dots) == 4
     for row, own in zip(rows, dots, strict=True):
         assert sorted(np.asarray(own.get_offsets())[:, 0]) == pytest.approx(
-            sorted(100 * each for each in row["differences"])
+            sorted(100 * each for each in row["differences"].values())
         )
         assert np.allclose(np.asarray(own.get_facecolor())[0, :3], colour_of(row["n"]))
     means = [line.get_xdata() for line in axes.lines if line.get_marker() == "|" and line.get_markersize() == 10]

@@ -110,6 +110,15 @@ def test_a_sweep_is_judged_by_its_endpoint() -> None:
     assert json.dumps(rows)
 
 
+def test_changes_are_against_the_first_condition() -> None:
+    sweep, finished = made_up.stories(ns=(1, 2), seeds=4, further={"model.size": ["1M", "3M"]})
+    one, other = judge(dataclasses.replace(sweep, primary=FRESH), finished)
+    assert (one["model.size"], other["model.size"]) == ("1M", "3M")
+    assert one["change"] is None
+    change = interval([other["differences"][seed] - one["differences"][seed] for seed in range(4)])
+    assert tuple(other["change"].values()) == pytest.approx(change)
+
+
 def test_seeds_that_one_arm_lacks_are_left_out_and_curves_may_be_missing() -> None:
     sweep, finished = made_up.stories(ns=(1, 2), seeds=3, curve=False)
     rows = judge(dataclasses.replace(sweep, primary=FRESH), finished[1:])  # no n = 1 of the first seed

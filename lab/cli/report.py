@@ -77,7 +77,17 @@ def _show(document: dict[str, Any]) -> None:
     axes = list(rows[0]["less"]) if rows else []
     for axis in axes:
         table.add_column(axis)
-    for name in ("seeds", "scores", "difference", "past", "tokens (M)", "pairing", "seeds needed"):
+    changes = any(row["change"] for row in rows)
+    for name in (
+        "seeds",
+        "scores",
+        "difference",
+        *(["change"] if changes else []),
+        "past",
+        "tokens (M)",
+        "pairing",
+        "seeds needed",
+    ):
         table.add_column(name, justify="right")
     table.add_column("verdict")
     for row in rows:
@@ -89,6 +99,7 @@ def _show(document: dict[str, Any]) -> None:
             str(row["seeds"]),
             f"{100 * row['arm']:.1f}, {100 * row['other']:.1f}",
             percent(row, "+"),
+            *([percent(row["change"], "+") if row["change"] else ""] if changes else []),
             f"{row['past']}, {row['other_past']}",
             f"{_millions(row['tokens_to'])}, {_millions(row['other_tokens_to'])}",
             _ratio(row["pairing_gain"]),
@@ -96,7 +107,9 @@ def _show(document: dict[str, Any]) -> None:
             row["verdict"],
         )
     table.caption = (
-        "Pairs are of the arm and of what it is compared with. past: seeds past the task's first level; tokens: the "
+        "Pairs are of the arm and of what it is compared with. "
+        + ("change: against the difference under the first condition; " if changes else "")
+        + "past: seeds past the task's first level; tokens: the "
         "median after which validation stayed above it; pairing: seeds that unpaired arms would need, as a multiple; "
         "seeds needed: to find a difference as large as the margin in 4 of 5 cases (safe)"
     )

@@ -6,6 +6,7 @@ is about the claim that the arm is better than what it is compared with.
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -119,12 +120,14 @@ def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[Row]:
     """A row for each arm that is compared with another, of those seeds that both have.
 
     Columns: the sweep's axes but the seed, and `n`, the arm's; `less`, what the other arm has in the axes' place;
-    `mean`, `low`, `high` of the `differences`, which stand in the order of the seeds; `seeds`, their number; `verdict`;
-    `arm` and `other`, the mean score of either; `past` and `other_past`, how many of their seeds are past the task's
-    first level; `tokens_to` and `other_tokens_to`, the median of the tokens after which validation stayed above it (nan
-    for a run that never did; None without curves); `pairing_gain`; `deviation` of the differences; `seeds_for_margin`
-    and `seeds_for_margin_safe`, the seeds that would find a difference as large as the margin in four cases of five, by
-    the deviation and by its upper 80 % limit. Scores are shares of 1.
+    `mean`, `low`, `high` of the `differences`, by seed; `seeds`, their number; `verdict`; `change`, by how much the
+    difference is another than the same arm's under the sweep's first condition (`mean`, `low`, `high` over seeds; None
+    where there is but one, or for the first); `arm` and `other`, the mean score of either; `past` and `other_past`, how
+    many of their seeds are past the task's first level; `tokens_to` and `other_tokens_to`, the median of the tokens
+    after which validation stayed above it (nan for a run that never did; None without curves); `pairing_gain`;
+    `deviation` of the differences; `seeds_for_margin` and `seeds_for_margin_safe`, the seeds that would find a
+    difference as large as the margin in four cases of five, by the deviation and by its upper 80 % limit. Scores are
+    shares of 1.
 
     Raises:
         BadInput: the sweep states no primary endpoint, or one that its runs have no scores for.
@@ -146,37 +149,50 @@ def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[Row]:
         }
         scores["tokens_to"] = scores.identity.map(reached)
     axes = [axis for axis in sweep.axes if axis != "seed"]
-    rows: list[Row] = []
-    for arm, other in pairs(scores, axes):
-        shared = sorted({*arm.seed} & {*other.seed})
-        one, than = (each.set_index("seed").loc[shared] for each in (arm, other))
-        if not shared:
-            continue
-        a, b = (each[task.choice].to_numpy(float) for each in (one, than))
-        spread = interval(a - b)
-        deviation = float(np.std(a - b, ddof=1)) if len(shared) > 1 else math.nan
-        rows.append(
-            {
-                **{axis: one[axis].tolist()[0] for axis in axes},
-                "n": one.n.tolist()[0],
-                "less": {axis: than[axis].tolist()[0] for axis in axes},
-                **spread._asdict(),
-                "seeds": len(shared),
-                "differences": (a - b).tolist(),
-                "verdict": verdict(spread, sweep.primary.margin),
-                "arm": float(a.mean()),
-                "other": float(b.mean()),
-                "past": int(one.past.sum()),
-                "other_past": int(than.past.sum()),
-                "tokens_to": _median(one),
-                "other_tokens_to": _median(than),
-                "pairing_gain": pairing_gain(a, b),
-                "deviation": deviation,
-                "seeds_for_margin": seeds_needed(sweep.primary.margin, deviation),
-                "seeds_for_margin_safe": seeds_needed(sweep.primary.margin, at_most(deviation, len(shared))),
-            }
-        )
+    rows = [
+        _compared(arm.set_index("seed").loc[shared], other.set_index("seed").loc[shared], axes, task, sweep.primary)
+        for arm, other in pairs(scores, axes)
+        if (shared := sorted({*arm.seed} & {*other.seed}))
+    ]
+    first: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        moved = tuple((axis, row[axis]) for axis in axes if row[axis] != row["less"][axis])
+        row["change"] = _change(row, first.setdefault(moved, row))
     return rows
+
+
+def _compared(arm: pd.DataFrame, other: pd.DataFrame, axes: list[str], task: Task, primary: Primary) -> Row:
+    """One row of `judge` from the scores of two arms, by the same seeds."""
+    a, b = (each[task.choice].to_numpy(float) for each in (arm, other))
+    spread, seeds = interval(a - b), len(a)
+    deviation = float(np.std(a - b, ddof=1)) if seeds > 1 else math.nan
+    return {
+        **{axis: arm[axis].tolist()[0] for axis in axes},
+        "n": arm.n.tolist()[0],
+        "less": {axis: other[axis].tolist()[0] for axis in axes},
+        **spread._asdict(),
+        "seeds": seeds,
+        "differences": dict(zip(arm.index.tolist(), (a - b).tolist(), strict=True)),
+        "verdict": verdict(spread, primary.margin),
+        "arm": float(a.mean()),
+        "other": float(b.mean()),
+        "past": int(arm.past.sum()),
+        "other_past": int(other.past.sum()),
+        "tokens_to": _median(arm),
+        "other_tokens_to": _median(other),
+        "pairing_gain": pairing_gain(a, b),
+        "deviation": deviation,
+        "seeds_for_margin": seeds_needed(primary.margin, deviation),
+        "seeds_for_margin_safe": seeds_needed(primary.margin, at_most(deviation, seeds)),
+    }
+
+
+def _change(row: Row, first: Row) -> Row | None:
+    """What a row's differences have beyond those of the first condition, seed by seed."""
+    shared = [seed for seed in row["differences"] if seed in first["differences"]]
+    if row is first or not shared:
+        return None
+    return interval(row["differences"][seed] - first["differences"][seed] for seed in shared)._asdict()
 
 
 def _median(runs: pd.DataFrame) -> float | None:
