@@ -191,6 +191,14 @@ def test_the_command_shows_continuations_and_the_table(store: Path) -> None:
     assert "2.78, 2.54 ×" in told
 
 
+def test_rows_longer_than_any_that_was_read_are_said(store: Path) -> None:
+    run = opened(store, choices())
+    room = longest(run) - int(prompts_of(run, 4).lengths.max())
+    assert "the longest has" not in lab(store, choices(), "--new-tokens", str(room)).stderr
+    told = lab(store, choices(), "--new-tokens", str(room + 1)).stderr
+    assert f"rows get {longest(run) + 1} tokens long; in training and test the longest has {longest(run)}" in told
+
+
 def test_the_command_in_json(store: Path) -> None:
     document = json.loads(lab(store, choices(), "--new-tokens", "7", "--json").stdout.splitlines()[-1])
     assert document["run"]["identity"] == choices().identity

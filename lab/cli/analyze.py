@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lab.cli.console import as_json, bars, print_json, print_table, store_option
+from lab.cli.console import as_json, counting, print_json, print_table, store_option
 from lab.cli.heads import heads
 from lab.cli.sweep import scale_option
 
@@ -54,16 +54,14 @@ def weights(name: str, scale: str, examples: int, store: Path, as_json: bool) ->
     proved = derivation()
     rows: list[dict[str, Any]] = []
     runs = opened(name, scale, store)
-    analysed = Path(name).stem[:40]
-    with bars() as shown:
-        models = shown.add_task(analysed, total=_models(runs, every=as_json), about="models")
+    with counting("models", _models(runs, every=as_json)) as count:
         for run in runs:
             for _, of_step in groupby(measure(run, examples, every=as_json), itemgetter("step")):
                 rows += of_step
-                shown.advance(models)
+                count()
     if as_json:
-        about, count = _about("weights", name, scale, runs, examples), positions((1, 2, 4, 8), 4, 6)
-        print_json({**about, "derivation": proved, "positions": count, "kinds": _rounded(rows)})
+        about, counted = _about("weights", name, scale, runs, examples), positions((1, 2, 4, 8), 4, 6)
+        print_json({**about, "derivation": proved, "positions": counted, "kinds": _rounded(rows)})
         return
     for line in proved:
         click.echo(f"{line['claim']}: {line['left']} = {line['right']}   {_proved(line['holds'])}")
@@ -97,17 +95,15 @@ def information(name: str, scale: str, examples: int, positions: int, store: Pat
     proved = identities()
     tables: dict[str, list[dict[str, Any]]] = {"losses": [], "gaps": [], "mismatch": []}
     runs = opened(name, scale, store)
-    analysed = Path(name).stem[:40]
-    with bars() as shown:
-        models = shown.add_task(analysed, total=_models(runs, every=as_json), about="models")
-        for number, run in enumerate(runs, start=1):
+    several = [run for run in runs if run.experiment.objective.n > 1]  # with one head there are no losses to compare
+    with counting("models, gaps and mismatches", _models(several, every=as_json) + len(runs)) as count:
+        for run in runs:
             for _, of_step in groupby(losses(run, examples, every=as_json), itemgetter("step")):
                 tables["losses"] += of_step
-                shown.advance(models)
-            # With one head there are no losses to compare, and no step of it was told.
-            shown.update(models, completed=_models(runs[:number], every=as_json))
+                count()
             tables["gaps"] += gaps(run, positions)
             tables["mismatch"] += mismatch(run, examples)
+            count()
     if as_json:
         rounded = {table: _rounded(rows) for table, rows in tables.items()}
         print_json({**_about("information", name, scale, runs, examples), "identities": proved, **rounded})
@@ -168,14 +164,13 @@ def generation(
     ks = [k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k <= samples]
     tables: dict[str, list[dict[str, Any]]] = {"passing": [], "answering": []}
     runs = opened(name, scale, store)
-    analysed = Path(name).stem[:40]
-    with bars() as shown:
-        done = shown.add_task(analysed, total=len(runs) * (1 + len(temperatures)), about="temperatures, and choices")
+    with counting("temperatures, their oracle, and choices", len(runs) * (2 + len(temperatures))) as count:
         for run in runs:
             for _, of_one in groupby(passing(run, examples, samples, ks, temperatures), itemgetter("temperature")):
                 tables["passing"] += of_one
-                shown.advance(done)
+                count()
             tables["answering"].append(answering(run, examples))
+            count()
     document = {**_about("generation", name, scale, runs, examples), **tables}
     summary = over_seeds(document)
     if as_json:

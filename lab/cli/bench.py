@@ -3,14 +3,13 @@
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lab.cli.bench_decode import decode
-from lab.cli.console import as_json, bars, print_json, print_table, say
+from lab.cli.console import as_json, bars, clock, counting, print_json, print_table, say
 
 if TYPE_CHECKING:
     from lab.analysis.speed import Setting
@@ -120,11 +119,8 @@ def batches(overrides: tuple[str, ...], steps: int, threads: int, as_json: bool)
     torch.set_num_threads(threads)
     tokens = experiment.train.batch_tokens
     say(f"{experiment.model.label}, {tokens} tokens a step, {threads} threads, {steps} steps of each layout")
-    with bars() as shown:
-        bar = shown.add_task("steps", total=steps, about="")
-        rows = layouts(
-            experiment, (64, 128, 256, 1024), (1, 2, 4), steps, lambda step: shown.update(bar, completed=step)
-        )
+    with counting("steps", steps) as count:
+        rows = layouts(experiment, (64, 128, 256, 1024), (1, 2, 4), steps, lambda step: count())
     if as_json:
         print_json(rows)
         return
@@ -170,7 +166,7 @@ def memory(
         bar = shown.add_task("", total=100, about="")
 
         def listen(cell: str, done: float) -> None:
-            left = f"{_clock((time.perf_counter() - started) * (1 - done) / done)} left" if done else ""
+            left = f"{clock((time.perf_counter() - started) * (1 - done) / done)} left" if done else ""
             shown.update(bar, description=cell, completed=round(100 * done), about=f"% {left}")
 
         rows = cells(setting, ns, vocabularies, orders, limit, listen)  # type: ignore[arg-type]
@@ -275,8 +271,8 @@ def _time_loops(setting: "Setting", vocabulary: int, peers: tuple[str, ...], ste
 
     words = f"{_in_words(setting)}, V = {vocabulary:,}"
     say(f"loops: {words}; {steps} steps of each")
-    with _rounds(steps + WARMUP) as listen:
-        told = compare(setting, vocabulary, peers, steps, listen)
+    with counting("rounds of steps", steps + WARMUP) as count:
+        told = compare(setting, vocabulary, peers, steps, lambda turn: count())
     if show:
         _print_loops(words, told)
     return told
@@ -335,8 +331,8 @@ def _time_heads(
 
     words = f"{_in_words(setting)}, V = {vocabulary:,}"
     say(f"heads: {words}; {steps} steps of each")
-    with _rounds(steps + 1) as listen:
-        rows = step_times(setting, ns, vocabulary, orders, steps, listen)  # type: ignore[arg-type]
+    with counting("rounds of steps", steps + 1) as count:
+        rows = step_times(setting, ns, vocabulary, orders, steps, lambda turn: count())  # type: ignore[arg-type]
     holds = {row["order"]: row["beyond_flops"] <= TIME_BOUND for row in rows if row["n"] == 4 and 1 in ns}
     if show:
         lines = [
@@ -360,20 +356,6 @@ def _time_heads(
         "cells": rows,
         "bound": {"n": 4, "at_most": TIME_BOUND, "holds": holds},
     }
-
-
-@contextmanager
-def _rounds(rounds: int) -> Iterator[Callable[[int], None]]:
-    """A bar of rounds of steps; told each that is done, from 0."""
-    started = time.perf_counter()
-    with bars() as shown:
-        bar = shown.add_task("rounds of steps", total=rounds, about="")
-
-        def listen(turn: int) -> None:
-            left = (time.perf_counter() - started) / (turn + 1) * (rounds - turn - 1)
-            shown.update(bar, completed=turn + 1, about=f"{_clock(left)} left")
-
-        yield listen
 
 
 def _setting(options: dict[str, Any], ns: tuple[int, ...]) -> "Setting":
@@ -451,7 +433,3 @@ def _mebibytes(number: int | None) -> str:
 
 def _holds(held: bool) -> str:
     return "holds" if held else "does not hold"
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,13 +1,12 @@
 """`lab bench decode`: how fast runs decode."""
 
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lab.cli.console import as_json, bars, print_json, print_table, say, store_option
+from lab.cli.console import as_json, counting, print_json, print_table, say, store_option
 from lab.cli.sweep import scale_option
 
 if TYPE_CHECKING:
@@ -60,16 +59,7 @@ def decode(
     runs = [run for name in names for run in opened(name, scale, store)]
     shapes = dict.fromkeys((run.experiment.model.shape, len(run.task.vocabulary)) for run in runs)
     rows, beside = [], []
-    with bars() as shown:
-        started, total = time.perf_counter(), (len(runs) + len(shapes)) * len(batches)
-        bar, done = shown.add_task("batch sizes", total=total, about=""), 0
-
-        def listen() -> None:
-            nonlocal done
-            done += 1
-            left = int((time.perf_counter() - started) * (total - done) / done)
-            shown.update(bar, completed=done, about=f"{left // 60}:{left % 60:02d} left")
-
+    with counting("batch sizes", (len(runs) + len(shapes)) * len(batches)) as listen:
         for run in runs:
             of_run = measure(run, batches, count, new_tokens, rounds, place, listen)
             rows += [{"run": _label(run), **row} for row in of_run]

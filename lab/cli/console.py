@@ -133,13 +133,33 @@ def bars() -> Iterator["Bars"]:
         yield shown
 
 
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar for `total` things of a kind, with time left; what it gives is called after each of them."""
+    with bars() as shown:
+        started, done, bar = time.perf_counter(), 0, shown.add_task(what, total=total, about="")
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            left = clock((time.perf_counter() - started) * max(0, total - done) / done)
+            shown.update(bar, completed=done, about=f"{left} left")
+
+        yield count
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, as 3:07."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
 def about(progress: "Progress") -> str:
     """Rate, losses by head and time left, for a bar."""
     if progress.step == progress.steps:
         return "evaluating"
     losses = " ".join(f"{loss:.3f}" for loss in progress.losses)
-    left = int(progress.seconds_left)
-    return f"{progress.tokens_per_second:,.0f} tokens/s · loss {losses} · {left // 60}:{left % 60:02d} left"
+    left = clock(progress.seconds_left)
+    return f"{progress.tokens_per_second:,.0f} tokens/s · loss {losses} · {left} left"
 
 
 def print_table(table: "Table") -> None:

@@ -2,14 +2,13 @@
 
 import re
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lab.cli.console import as_json, bars, print_json, print_table, say, store_option
+from lab.cli.console import as_json, counting, print_json, print_table, say, store_option
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -73,7 +72,7 @@ def decode(
 
     Greedy decoding gives the same tokens with any k; sampling gives the same distribution.
     """
-    from lab.analysis.speculation import given_prompt, paper, prompts_of, speculation, ways
+    from lab.analysis.speculation import given_prompt, longest, paper, prompts_of, speculation, ways
     from lab.analysis.trained import Trained
     from lab.errors import BadInput
     from lab.experiments.store import find_run
@@ -93,20 +92,14 @@ def decode(
     if tree and len(tree) >= n:
         raise BadInput(f"--tree: {len(tree)} numbers are not allowed: the run has n = {n}, {n - 1} heads that draft")
     prompts = given_prompt(opened, prompt) if prompt else prompts_of(opened, count)
+    most, trained = int(prompts.lengths.max()) + new_tokens, longest(opened)
+    if prompts.end is None and most > trained:
+        say(f"rows get {most} tokens long; in training and test the longest has {trained}")
     compared = ways(heads or (len(tree) + 1 if tree else n), tree)
     first = prompts.tokens[:SHOWN], prompts.lengths[:SHOWN]
     shown = decoding.decode(model, *first, new_tokens, compared[-1], sampling, prompts.end, record=True)
-    with bars() as progress:
-        started, rounds = time.perf_counter(), 3
-        total = rounds * len(compared) * -(-len(prompts.lengths) // batch)
-        bar, done = progress.add_task("batches decoded", total=total, about=""), 0
-
-        def listen() -> None:
-            nonlocal done
-            done += 1
-            left = int((time.perf_counter() - started) * (total - done) / done)
-            progress.update(bar, completed=done, about=f"{left // 60}:{left % 60:02d} left")
-
+    rounds = 3
+    with counting("batches decoded", rounds * len(compared) * -(-len(prompts.lengths) // batch)) as listen:
         rows = speculation(model, prompts, compared, new_tokens, batch, sampling, rounds, listen)
     if as_json:
         about = {"temperature": temperature, "top_p": top_p, "new_tokens": new_tokens, "end": prompts.end}

@@ -1,12 +1,11 @@
 """`lab analyze heads`: what attention heads do, and when they came to do it."""
 
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lab.cli.console import as_json, bars, print_json, print_table, say, store_option
+from lab.cli.console import as_json, counting, print_json, print_table, say, store_option
 from lab.cli.sweep import scale_option
 
 SCORES = {
@@ -44,19 +43,8 @@ def heads(name: str, scale: str, examples: int, store: Path, as_json: bool) -> N
     from lab.experiments import provenance
 
     runs = opened(name, scale, store)
-    total = turns(runs)
     say(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {sum(len(run.steps) for run in runs)} models")
-    started = time.perf_counter()
-    with bars() as shown:
-        bar = shown.add_task("models and heads left out", total=total, about="")
-        done = 0
-
-        def listen() -> None:
-            nonlocal done
-            done += 1
-            left = int((time.perf_counter() - started) * (total - done) / done)
-            shown.update(bar, completed=done, about=f"{left // 60}:{left % 60:02d} left")
-
+    with counting("models and heads left out", turns(runs)) as listen:
         told = analyse(runs, examples, listen)
     if as_json:
         told = {"analysis": "heads", "of": name, "scale": scale, "examples": examples, **provenance.here(), **told}
