@@ -2,12 +2,14 @@
 # make demo:    both tasks, small: n = 1 and 4 on polynomials, n = 1 and 2 on stories; tables and figures (minutes)
 # make test:    lint, types, import layers, tests
 # make figures: every figure from stored results
+# make gpu:     with a GPU, and a PYTHON that has torch for it: CUDA tests, then speed and memory, into OUT (8 minutes)
 # make lock:    renew constraints.txt from what is installed
 
 PYTHON ?= python3
 BIN := .venv/bin
+OUT ?= runs/gpu
 
-.PHONY: install demo test figures lock
+.PHONY: install demo test figures gpu lock
 .DEFAULT_GOAL := install
 
 install: .venv/installed
@@ -33,6 +35,15 @@ test: install
 
 figures: install
 	$(BIN)/lab figures
+
+gpu:
+	mkdir -p $(OUT)
+	$(PYTHON) -m pytest -q tests/test_cuda.py
+	for size in 1M 10M 30M 100M 300M 1B; do \
+		timeout 60 $(PYTHON) -m lab bench train --size $$size --tokens 32768 --context 1024 --n 1 --n 4 --order sequential \
+			--steps 5 --json > $(OUT)/bench_train_$$size.gpu.json; \
+	done; true
+	timeout 60 $(PYTHON) -m lab bench memory --vocabulary 32000 --json > $(OUT)/bench_memory.gpu.json
 
 lock:
 	$(BIN)/python -m pip freeze --exclude-editable | grep '==' | sed 's/+cpu//' > constraints.txt
