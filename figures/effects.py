@@ -1,11 +1,14 @@
 """Differences between arms on each sweep's primary endpoint, and what they are judged to be.
 
-A line for each arm, less what it is compared with, under what its sweep is called. Dots are seeds, in pairs, and bars
-the mean with its 95 % interval (cut off at the frame); the band is the margin within which arms count as alike. Colours
-are n.
+A line for each arm, less what it is compared with, under what its sweep is called; a panel for each task's measure.
+Dots are seeds, in pairs, and bars the mean with its 95 % interval (cut off at the frame); the band is the margin within
+which arms count as alike. Colours are n.
 """
 
+from itertools import groupby
+
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lab.experiments.store import Result
@@ -16,66 +19,73 @@ from lab.report.verdicts import judge
 from lab.tasks.base import Row
 
 SWEEPS = {"sweeps/objectives.yaml": "Ways of predicting two tokens"}
+GAP = 1.6
+"""Between the last line of a sweep and the name of the next, in lines."""
+
+Group = tuple[str, float, list[Row]]
+"""What a sweep is called, its margin in points, and its verdicts."""
 
 
 def draw(several: list[tuple[str, Sweep, list[tuple[Cell, Result]]]]) -> Figure:
     """The figure of sweeps that state a primary endpoint."""
-    groups = [(words, sweep, judge(sweep, finished)) for words, sweep, finished in several]
-    lines = sum(len(rows) + 1.6 for _, _, rows in groups)
-    figure, axes = plt.subplots(figsize=(9.5, 0.9 + 0.27 * lines), layout="constrained")
-    widest = max(
-        abs(100 * each) for _, _, rows in groups for row in rows for each in (*row["differences"].values(), row["mean"])
-    )
-    widest = 1.1 * max(widest, 150 * max(sweep.primary.margin for _, sweep, _ in groups if sweep.primary))
-    axes.set_xlim(-widest, widest)
-    axes.axvline(0, color=GREY, linewidth=0.8, zorder=0)
-    place = 0.0
-    ticks = {}
-    for words, sweep, rows in groups:
-        assert sweep.primary is not None
-        than = {name(row["less"]) for row in rows}
-        less = f", less {than.pop()}" if len(than) == 1 else ""
-        axes.text(
-            -0.01,
-            place,
-            f"{words}{less}",
-            transform=axes.get_yaxis_transform(),
-            ha="right",
-            va="center",
-            fontweight="bold",
-            fontsize="small",
-        )
-        margin = 100 * sweep.primary.margin
-        axes.fill_betweenx(
-            [place + 0.5, place + len(rows) + 0.5], -margin, margin, color="0.93", linewidth=0, zorder=-1
-        )
-        for row in rows:
-            place += 1
-            ticks[place] = name({axis: row[axis] for axis in row["less"]})
-            colour = colour_of(row["n"])
-            points = [100 * each for each in row["differences"].values()]
-            axes.scatter(points, [place] * len(points), s=14, color=colour, alpha=0.5, linewidths=0)
-            mean = 100 * row["mean"]
-            axes.errorbar(
-                mean, place, xerr=[[mean - 100 * row["low"]], [100 * row["high"] - mean]],
-                marker="|", markersize=10, linewidth=1.5, elinewidth=1, capsize=2.5, color=colour,
-            )  # fmt: skip
-            told = f"{row['verdict']} ({row['seeds']})"
-            axes.text(
-                1.01, place, told, transform=axes.get_yaxis_transform(), color=GREY, fontsize="small", va="center"
-            )
-        place += 1.6
-    axes.set_yticks(list(ticks), list(ticks.values()))
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(place - 1, -0.7)
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel("difference (points)")
+    parts = []
+    for measure, sweeps in groupby(several, lambda each: each[1].cells[0].experiment.task.build().choice):
+        judged = [(words, sweep.primary, judge(sweep, finished)) for words, sweep, finished in sweeps]
+        parts.append((measure, [(words, 100 * primary.margin, rows) for words, primary, rows in judged if primary]))
+    lines = [sum(len(rows) + GAP for _, _, rows in groups) for _, groups in parts]
+    figure, places = plt.subplots(
+        len(parts), figsize=(9.5, 0.4 + 0.6 * len(parts) + 0.27 * sum(lines)), height_ratios=lines, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axes, (measure, groups) in zip(places[:, 0], parts, strict=True):
+        panel(axes, groups)
+        axes.set_xlabel(f"difference in {measure.replace('_', ' ')} (points)")
     heading(
         figure,
         "Differences on the primary endpoint, paired by seed",
         "dots: seeds; bars: mean and its 95 % interval; band: margin of no difference; right: verdict (seeds)",
     )
     return figure
+
+
+def panel(axes: Axes, groups: list[Group]) -> None:
+    """The sweeps of one measure."""
+    points = [
+        100 * each for _, _, rows in groups for row in rows for each in (*row["differences"].values(), row["mean"])
+    ]
+    widest = 1.1 * max(*map(abs, points), *(1.5 * margin for _, margin, _ in groups))
+    axes.set_xlim(-widest, widest)
+    axes.axvline(0, color=GREY, linewidth=0.8, zorder=0)
+    at_left, place, ticks = axes.get_yaxis_transform(), 0.0, {}
+    for words, margin, rows in groups:
+        than = {name(row["less"]) for row in rows}
+        less = f", less {than.pop()}" if len(than) == 1 else ""
+        style = {"ha": "right", "va": "center", "fontweight": "bold", "fontsize": "small"}
+        axes.text(-0.01, place, f"{words}{less}", transform=at_left, **style)  # type: ignore[arg-type]
+        band = [place + 0.5, place + len(rows) + 0.5]
+        axes.fill_betweenx(band, -margin, margin, color="0.93", linewidth=0, zorder=-1)
+        for row in rows:
+            place += 1
+            ticks[place] = name({axis: row[axis] for axis in row["less"]})
+            line(axes, place, row)
+            told = f"{row['verdict']} ({row['seeds']})"
+            axes.text(1.01, place, told, transform=at_left, color=GREY, fontsize="small", va="center")
+        place += GAP
+    axes.set_yticks(list(ticks), list(ticks.values()))
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(place - 1, -0.7)
+    axes.spines["left"].set_visible(False)
+
+
+def line(axes: Axes, place: float, row: Row) -> None:
+    """The seeds of one arm, their mean and its interval."""
+    points, colour = [100 * each for each in row["differences"].values()], colour_of(row["n"])
+    axes.scatter(points, [place] * len(points), s=14, color=colour, alpha=0.5, linewidths=0)
+    mean = 100 * row["mean"]
+    axes.errorbar(
+        mean, place, xerr=[[mean - 100 * row["low"]], [100 * row["high"] - mean]],
+        marker="|", markersize=10, linewidth=1.5, elinewidth=1, capsize=2.5, color=colour,
+    )  # fmt: skip
 
 
 def name(values: Row) -> str:
