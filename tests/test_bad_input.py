@@ -158,6 +158,7 @@ CASES = [
     command("data show", "RECIPE"),
     command("train", "RECIPE"),
     command("sweep keep", "SWEEP"),
+    command(f"sweep run {DEMO} --only abc", "--only: 'abc' is no run of the sweep"),
     command("study keep", "STUDY"),
     command(f"data show {POLYNOMIALS} --split tset", "--split", "tset", "test"),
     command(f"data show {POLYNOMIALS} --operations 7", "--operations: 7", "1, 2, 3, 4, 5"),

@@ -25,7 +25,7 @@ from lab.experiments.sweep import load_sweep, states
 from lab.home import home
 from lab.learning.progress import Progress
 from lab.report.tables import interval, paired_differences, score_tables, summarise, tidy
-from tests.conftest import TINY, held
+from tests.conftest import TINY, held, same_end
 
 SWEEP: dict[str, Any] = {
     "question": "Does it run?",
@@ -124,6 +124,16 @@ def test_a_sweep_that_is_done_is_not_redone(finished: tuple[str, str]) -> None:
     assert ran.exit_code == 0
     assert "4 done before, 0 to do" in ran.stderr
     assert before == {file: file.stat().st_mtime_ns for file in Path(store).rglob("*")}
+
+
+def test_one_run_of_a_sweep_can_be_carried_out_alone(finished: tuple[str, str], tmp_path: Path) -> None:
+    path, store = finished
+    chosen = load_sweep(path, "cpu").cells[2].experiment
+    again = lab("sweep", "run", path, "--store", str(tmp_path), "--weights", "--only", chosen.identity, "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout.splitlines()[-1])["done"] == json.loads(again.stdout.splitlines()[-1])["runs"] == 1
+    same_end(RunDirectory(Path(store), chosen), RunDirectory(tmp_path, chosen))
+    assert [each.name for each in tmp_path.iterdir() if each.is_dir()] == [chosen.label]
 
 
 def test_status_tells_done_failed_started_and_waiting(finished: tuple[str, str], tmp_path: Path) -> None:

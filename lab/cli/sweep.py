@@ -15,6 +15,7 @@ from lab.errors import BadInput, Failure
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from lab.experiments.sweep import Cell, State
     from lab.learning.progress import Progress
 
 sweep_argument = click.argument("path", metavar="SWEEP")
@@ -37,6 +38,9 @@ def sweep() -> None:
 @time_limit_option
 @click.option("--retry", is_flag=True, help="Also run again what failed before.")
 @click.option("--weights", is_flag=True, help="Also run what only results/ has: it holds no weights for lab analyze.")
+@click.option(
+    "--only", multiple=True, metavar="IDENTITY", help="Only this run, and its source; several times for more."
+)
 @store_option
 @as_json
 def run(
@@ -46,6 +50,7 @@ def run(
     time_limit: float | None,
     retry: bool,
     weights: bool,
+    only: tuple[str, ...],
     store: Path,
     as_json: bool,
 ) -> None:
@@ -60,7 +65,7 @@ def run(
 
     end = deadline(time_limit)
     loaded = load_sweep(path, scale)
-    found = runs(loaded, store, weights)
+    found = _chosen(runs(loaded, store, weights), only)
     names = {cell.experiment.identity: _name(cell.axes) for cell, _ in found}
     todo = [cell.experiment for cell, state in found if not state.result and (retry or not state.reason)]
     ends: Counter[str] = Counter(state.name for _, state in found if state.result or (state.reason and not retry))
@@ -101,9 +106,10 @@ def run(
         counts = {state: ends[state] for state in ("done", "failed", "stopped", "busy", "waiting")}
         print_json({"sweep": path, "scale": scale, "runs": len(found), **counts})
     left = len(found) - ends["done"]
-    again = loaded.command(store) + (" --weights" if weights else "") + (" --retry" if left == ends["failed"] else "")
+    options = [*(["--weights"] if weights else []), *(f"--only {identity}" for identity in only)]
+    again = " ".join([loaded.command(store), *options, *(["--retry"] if left == ends["failed"] else [])])
     say(f"{ends['done']} of {len(found)} runs done" + (f"; go on with: {again}" if left else ""))
-    if not left and not as_json:
+    if not left and not only and not as_json:
         click.get_current_context().invoke(show, path=path, scale=scale, store=store)
     if ends["failed"]:
         raise Failure(f"failed: {ends['failed']} of {len(found)} runs; see lab sweep status {path} --scale {scale}")
@@ -210,6 +216,24 @@ def keep(path: str, scale: str, store: Path, as_json: bool) -> None:
         print_json({"table": str(target), "results": len(results)})
     else:
         click.echo(f"{len(results)} of {len(found)} results in {target}")
+
+
+def _chosen(found: "list[tuple[Cell, State]]", only: tuple[str, ...]) -> "list[tuple[Cell, State]]":
+    """The runs of these identities, and what they begin from; all, when none is named.
+
+    Raises:
+        BadInput: there is no such run.
+    """
+    from lab.config import did_you_mean
+
+    if not only:
+        return found
+    known = [cell.experiment.identity for cell, _ in found]
+    for identity in only:
+        if identity not in known:
+            raise BadInput(f"--only: '{identity}' is no run of the sweep{did_you_mean(identity, known)}")
+    wanted = {*only, *(cell.experiment.source for cell, _ in found if cell.experiment.identity in only)}
+    return [(cell, state) for cell, state in found if cell.experiment.identity in wanted]
 
 
 def _name(axes: dict[str, Any]) -> str:
