@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -151,9 +152,25 @@ def test_the_labs_own_results_are_judged() -> None:
         (2, 5, "inconclusive"),
         (4, 5, "reversed"),
     ]
+    assert {run["seed"] for run in document["runs"]} == {0, 1, 2, 3, 4}
+    mean = np.mean([run["score"] for run in document["runs"] if run["objective.n"] == 4])
+    assert mean == pytest.approx(rows[1]["arm"])
     table = CliRunner().invoke(cli, ["report", "sweeps/polynomials_n.yaml"])
     assert "4 − 1" in table.output
     assert "-9.1 ± 7.1" in table.output
+
+
+def test_the_page_has_every_run_and_verdict(tmp_path: Path) -> None:
+    page = tmp_path / "new" / "page.md"
+    told = CliRunner().invoke(cli, ["report", "sweeps/induction.yaml", "--page", str(page), "--json"])
+    assert told.exit_code == 0, told.output
+    (document,) = json.loads(told.stdout)
+    text = page.read_text()
+    for run in document["runs"]:
+        assert f"{run['seed']}: {100 * run['score']:.1f} `{run['identity']}`" in text
+    lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| 2 − 1 | ")]
+    assert [line[-1].removesuffix(" |") for line in lines] == [row["verdict"] for row in document["verdicts"]]
+    assert document["commits"][0] in text
 
 
 def test_what_is_unfinished_is_said() -> None:

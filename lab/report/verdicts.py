@@ -116,18 +116,9 @@ def tokens_to(curve: pd.DataFrame, measure: str, level: float) -> float:
     return float(after.tokens.min()) if len(after) else math.nan
 
 
-def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[Row]:
-    """A row for each arm that is compared with another, of those seeds that both have.
-
-    Columns: the sweep's axes but the seed, and `n`, the arm's; `less`, what the other arm has in the axes' place;
-    `mean`, `low`, `high` of the `differences`, by seed; `seeds`, their number; `verdict`; `change`, by how much the
-    difference is another than the same arm's under the sweep's first condition (`mean`, `low`, `high` over seeds; None
-    where there is but one, or for the first); `arm` and `other`, the mean score of either; `past` and `other_past`, how
-    many of their seeds are past the task's first level; `tokens_to` and `other_tokens_to`, the median of the tokens
-    after which validation stayed above it (nan for a run that never did; None without curves); `pairing_gain`;
-    `deviation` of the differences; `seeds_for_margin` and `seeds_for_margin_safe`, the seeds that would find a
-    difference as large as the margin in four cases of five, by the deviation and by its upper 80 % limit. Scores are
-    shares of 1.
+def scored(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> pd.DataFrame:
+    """One row a run: what `endpoint` has, `past`, whether it is past the task's first level, and `tokens_to`, the
+    training tokens after which validation stayed above that level (where all runs have curves).
 
     Raises:
         BadInput: the sweep states no primary endpoint, or one that its runs have no scores for.
@@ -148,6 +139,27 @@ def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[Row]:
             for identity, run in curves(results).groupby("identity")
         }
         scores["tokens_to"] = scores.identity.map(reached)
+    return scores
+
+
+def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[Row]:
+    """A row for each arm that is compared with another, of those seeds that both have.
+
+    Columns: the sweep's axes but the seed, and `n`, the arm's; `less`, what the other arm has in the axes' place;
+    `mean`, `low`, `high` of the `differences`, by seed; `seeds`, their number; `verdict`; `change`, by how much the
+    difference is another than the same arm's under the sweep's first condition (`mean`, `low`, `high` over seeds; None
+    where there is but one, or for the first); `arm` and `other`, the mean score of either; `past` and `other_past`, how
+    many of their seeds are past the task's first level; `tokens_to` and `other_tokens_to`, the median of the tokens
+    after which validation stayed above it (nan for a run that never did; None without curves); `pairing_gain`;
+    `deviation` of the differences; `seeds_for_margin` and `seeds_for_margin_safe`, the seeds that would find a
+    difference as large as the margin in four cases of five, by the deviation and by its upper 80 % limit. Scores are
+    shares of 1.
+
+    Raises:
+        BadInput: the sweep states no primary endpoint, or one that its runs have no scores for.
+    """
+    scores, task = scored(sweep, finished), sweep.cells[0].experiment.task.build()
+    assert sweep.primary is not None  # `scored` refuses what states none
     axes = [axis for axis in sweep.axes if axis != "seed"]
     rows = [
         _compared(arm.set_index("seed").loc[shared], other.set_index("seed").loc[shared], axes, task, sweep.primary)
@@ -159,6 +171,38 @@ def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[Row]:
         moved = tuple((axis, row[axis]) for axis in axes if row[axis] != row["less"][axis])
         row["change"] = _change(row, first.setdefault(moved, row))
     return rows
+
+
+def document(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> dict[str, Any]:
+    """All that is to be said of a sweep's endpoint, in JSON types.
+
+    `sweep` (its file), `scale`, `question`, `endpoint`, `budget`, `measure`, `primary`, the `commits` and `hardware` of
+    its runs, `verdicts` (as of `judge`), and `runs`: the axes, `seed`, `identity` and `score` of each.
+
+    Raises:
+        BadInput: as `scored` does.
+    """
+    results = list(finished)
+    verdicts, measure = judge(sweep, results), sweep.cells[0].experiment.task.build().choice
+    scores = scored(sweep, results).rename(columns={measure: "score"})
+    return {
+        "sweep": sweep.path,
+        "scale": sweep.scale,
+        "question": sweep.file.question,
+        "endpoint": sweep.file.endpoint,
+        "budget": sweep.file.scales[sweep.scale].budget,
+        "measure": measure,
+        "primary": sweep.primary.model_dump(mode="json") if sweep.primary else None,
+        "commits": sorted({str(result["commit"]) for _, result in results}),
+        "hardware": sorted({_machine(result["hardware"]) for _, result in results}),
+        "verdicts": verdicts,
+        "runs": scores[[*sweep.axes, "identity", "score"]].to_dict("records"),
+    }
+
+
+def _machine(hardware: dict[str, Any]) -> str:
+    where = "" if hardware["device"] == "cpu" else f", {hardware['device']}"
+    return f"{hardware['cpu']}, {hardware['cores']} cores, threads a run: {hardware['threads']}{where}"
 
 
 def _compared(arm: pd.DataFrame, other: pd.DataFrame, axes: list[str], task: Task, primary: Primary) -> Row:
