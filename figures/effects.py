@@ -66,7 +66,7 @@ def panel(axes: Axes, groups: list[Group]) -> None:
         axes.fill_betweenx(band, -margin, margin, color="0.93", linewidth=0, zorder=-1)
         for row in rows:
             place += 1
-            ticks[place] = name({axis: row[axis] for axis in row["less"]})
+            ticks[place] = name(row["arm"])
             line(axes, place, row)
             told = f"{row['verdict']} ({row['seeds']})"
             axes.text(1.01, place, told, transform=at_left, color=GREY, fontsize="small", va="center")

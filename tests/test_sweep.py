@@ -70,19 +70,19 @@ def test_an_axis_with_a_name_of_its_own_moves_several_fields(tmp_path: Path) -> 
         "two, faster": {"objective": {"name": "parallel", "n": 2}, "train": {"lr": 0.25}},
     }
     where = {"as is": {}, "answer": {"task": {"loss": "answer"}}}
-    sweep = load_sweep(sweep_file(tmp_path, axes={"seed": [0, 1], "where": where, "arm": arms}), "cpu")
+    sweep = load_sweep(sweep_file(tmp_path, axes={"seed": [0, 1], "condition": where, "arm": arms}), "cpu")
     assert [cell.axes for cell in sweep.cells[:4]] == [
-        {"seed": 0, "where": place, "arm": arm} for place in where for arm in arms
+        {"seed": 0, "condition": place, "arm": arm} for place in where for arm in arms
     ]
     last = sweep.cells[3].experiment
     assert (last.objective.n, last.train.lr, last.train.steps) == (2, 0.25, 12)
     assert getattr(last.task, "loss", None) == "answer"
     assert sweep.cells[0].experiment.train.lr != 0.25
     frame = pd.DataFrame([{**cell.axes, "m": 1, "x": cell.experiment.objective.n} for cell in sweep.cells])
-    rows = paired_differences(frame, ["where", "arm"], "m", "x").to_dict("records")
-    assert [(row["where"], row["arm"], row["less"]["where"], row["less"]["arm"], row["mean"]) for row in rows] == [
-        (place, "two, faster", place, "one", 1.0) for place in where
-    ]
+    rows = paired_differences(frame, ["condition", "arm"], "m", "x").to_dict("records")
+    assert [
+        (row["condition"], row["arm"], row["less"]["condition"], row["less"]["arm"], row["mean"]) for row in rows
+    ] == [(place, "two, faster", place, "one", 1.0) for place in where]
 
 
 SWEEPS = sorted(path for path in (home() / "sweeps").glob("*.yaml") if not path.stem.startswith("study_"))

@@ -56,7 +56,8 @@ def decode(
         raise BadInput("--device: cuda is not allowed: this machine has no GPU that torch can use")
     place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(threads)
-    runs = [run for name in names for run in opened(name, scale, store)]
+    found = [run for name in names for run in opened(name, scale, store)]
+    runs = list({run.experiment.identity: run for run in found}.values())
     shapes = dict.fromkeys((run.experiment.model.shape, len(run.task.vocabulary)) for run in runs)
     rows, beside = [], []
     with counting("batch sizes", (len(runs) + len(shapes)) * len(batches)) as listen:

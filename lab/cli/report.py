@@ -61,12 +61,15 @@ def _show(document: dict[str, Any]) -> None:
     click.echo(f"{document['sweep']}, scale {document['scale']}: {document['question']}")
     click.echo(f"Endpoint: {document['endpoint']}")
     rows, (heads, lines) = document["verdicts"], table(document)
+    if not rows:
+        click.echo("Nothing to compare: the sweep has one arm, or arms that share no seed.")
+        return
     shown = Table(title=title(document), title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     for head in heads:
-        shown.add_column(head, justify="left" if head in (*document["runs"][0], "verdict") else "right")
+        shown.add_column(head, justify="left" if head in (*document["runs"][0]["arm"], "verdict") else "right")
     for line in lines:
         shown.add_row(*line)
     shown.caption = LEGEND
     if len(rows) > 5:
-        shown.caption += f". Of {len(rows)} comparisons one in 20 is outside of its interval by chance"
+        shown.caption += f" Of {len(rows)} intervals one in 20 is to be expected beside the true difference."
     print_table(shown)

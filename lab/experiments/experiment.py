@@ -251,14 +251,29 @@ def override(mapping: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     return merge(mapping, update)
 
 
-def vary(mapping: dict[str, Any], axis: str, value: Any) -> dict[str, Any]:
-    """`mapping` at a value of an axis: the field that `axis` names set to it.
+SEVERAL = ("arm", "condition")
+"""Axes that are no field: their values are mappings of any fields but the seed. Arms are compared, under conditions."""
 
-    An axis may have a name of its own, as `arm`, and then moves whatever fields its values are mappings of.
+
+def vary(mapping: dict[str, Any], axis: str, value: Any, origin: str) -> dict[str, Any]:
+    """`mapping` at a value of an axis: the field that `axis` names set to it, or the fields of one of `SEVERAL`.
+
+    Errors name `origin`.
+
+    Raises:
+        BadInput: one of `SEVERAL` whose value is no mapping, or moves the seed, by which arms are paired.
     """
-    if isinstance(value, dict) and axis.split(".")[0] not in Experiment.model_fields:
-        return merge(mapping, value)
-    return override(mapping, axis, value)
+    if axis not in SEVERAL:
+        return override(mapping, axis, value)
+    if not isinstance(value, dict):
+        raise BadInput(
+            f"{origin}: axes.{axis}: {value!r} is not allowed: should be names, and a mapping of fields for each"
+        )
+    if "seed" in value:
+        raise BadInput(
+            f"{origin}: axes.{axis}: seed: {value['seed']!r} is not allowed: arms are paired by the axis seed"
+        )
+    return merge(mapping, value)
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -113,8 +113,8 @@ class StudyFile(Config):
     baseline: dict[str, Any] = {}
     """Experiment fields that all trials share, unless an arm or the search moves them."""
     arms: dict[str, Any] = {}
-    """Values by field, a list or a mapping from names to values; every combination is an arm, searched on its own. A
-    name of its own in place of a field's (`arm`) has named values that are experiment fields each."""
+    """Values by field, a list or a mapping from names to values; every combination is an arm, searched on its own. The
+    names of `arm`, which is no field, stand for mappings of several."""
     space: dict[str, Dimension]
     """What is searched, by field (`key.sub`)."""
     trials: int = Field(default=16, ge=1, le=100_000)
@@ -165,7 +165,7 @@ class Study:
         """
         mapping = merge(self.recipe, self.baseline)
         for field, value in self._settings(arm, point).items():
-            mapping = vary(mapping, field, value)
+            mapping = vary(mapping, field, value, self.path)
         origin = f"{self.path}, scale {self.scale}"
         return [experiment_from(override(mapping, "seed", seed), origin) for seed in self.seeds]
 
@@ -217,7 +217,7 @@ class Study:
         if self.file.recipe:
             update = self.baseline
             for field, value in self._settings(arm, point).items():
-                update = vary(update, field, value)
+                update = vary(update, field, value, self.path)
             overrides = list(_flat(override(update, "seed", self.seeds[0])))
             with contextlib.suppress(BadInput):  # a key that cannot be written as an override
                 if load_experiment(self.file.recipe, overrides).identity == experiment.identity:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from lab.config import Config, did_you_mean, validated
 from lab.errors import BadInput, Failure
-from lab.experiments.experiment import Experiment, experiment_from, merge, read_recipe, read_yaml, vary
+from lab.experiments.experiment import SEVERAL, Experiment, experiment_from, merge, read_recipe, read_yaml, vary
 from lab.experiments.store import Result, RunDirectory, kept_results
 
 
@@ -18,6 +18,12 @@ def _several(values: Any) -> Any:
     if not isinstance(values, list | dict):
         raise ValueError("should be a list of values, or a mapping from names to values")
     return values
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        raise ValueError("should be a whole number or a word, as in the score table")
+    return value
 
 
 Values = Annotated[Any, AfterValidator(_several)]
@@ -30,7 +36,7 @@ class Primary(Config):
     It is the task's measure on test, final weights.
     """
 
-    where: dict[str, Annotated[int | str, Field(union_mode="left_to_right")]] = {}
+    where: dict[str, Annotated[Any, AfterValidator(_plain)]] = {}
     """Values of the task's slices, as in the score table; "all" of those not named."""
     margin: float = Field(gt=0, lt=1)
     """A difference within which arms count as alike, as a share of 1."""
@@ -66,8 +72,8 @@ class SweepFile(Config):
     """Experiment fields that all cells share, unless an axis moves them."""
     axes: dict[str, Values] = {}
     """Values by field (`key.sub`), the slowest first; the cells are their product. Values that are mappings are given
-    by name, as a mapping of names to values; tables and figures then have the names. An axis with a name of its own,
-    that of no field, has such values that are experiment fields each (`arm`: what is compared; others: where)."""
+    by name, as a mapping of names to values; tables and figures then have the names. The axes `arm` and `condition`
+    are no fields: their values are mappings of several; arms are compared with the first, under each condition."""
     sources: dict[str, dict[str, Any]] = {}
     """Runs that cells begin from, by the name that `init_from` gives them: experiment fields, laid over the baseline. A
     source has the seed and the model of its cell; other axes do not move it."""
@@ -133,6 +139,8 @@ def load_sweep(path: str, scale: str) -> Sweep:
         size = file.scales[scale]
         axes = {**file.axes, **size.axes}
         for axis, values in axes.items():
+            if axis in SEVERAL and not isinstance(values, dict):
+                raise BadInput(f"axes.{axis}: should be a mapping from names to mappings of fields")
             if not values:
                 raise BadInput(f"axes.{axis}: {values} is not allowed: needs at least one value")
         recipe = read_recipe(file.recipe)
@@ -151,7 +159,7 @@ def load_sweep(path: str, scale: str) -> Sweep:
         point = {axis: name for axis, (name, _) in chosen.items()}
         mapping = baseline
         for axis, (_, value) in chosen.items():
-            mapping = vary(mapping, axis, value)
+            mapping = vary(mapping, axis, value, path)
         if mapping.get("init_from") is not None:
             source = _source(mapping["init_from"], named, baseline, chosen, origin)
             sources[source.experiment.label] = source
@@ -184,7 +192,7 @@ def _source(
     for axis, (label, value) in chosen.items():
         if axis.split(".")[0] in ("seed", "model"):
             point[axis] = label
-            mapping = vary(mapping, axis, value)
+            mapping = vary(mapping, axis, value, origin)
     return Cell(experiment_from(merge(mapping, named[name]), f"{origin}, source {name}"), point)
 
 

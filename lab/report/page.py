@@ -43,11 +43,11 @@ def table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     lines = [
         [
             *(
-                str(row[axis]) if row[axis] == row["less"][axis] else f"{row[axis]} − {row['less'][axis]}"
-                for axis in axes
+                str(value) if value == row["less"][axis] else f"{value} − {row['less'][axis]}"
+                for axis, value in row["arm"].items()
             ),
             str(row["seeds"]),
-            f"{100 * row['arm']:.1f}, {100 * row['other']:.1f}",
+            f"{100 * row['score']:.1f}, {100 * row['other_score']:.1f}",
             points(row),
             *([points(row["change"]) if row["change"] else ""] if changes else []),
             f"{row['past']}, {row['other_past']}",
@@ -86,8 +86,7 @@ def _runs(runs: list[Row]) -> list[str]:
     """A line for each arm: its seeds, their scores and identities."""
     arms: dict[str, list[str]] = {}
     for run in runs:
-        axes = {name: value for name, value in run.items() if name not in ("seed", "identity", "score")}
-        arm = ", ".join(value if isinstance(value, str) else f"{name} = {value}" for name, value in axes.items())
+        arm = ", ".join(value if isinstance(value, str) else f"{axis} = {value}" for axis, value in run["arm"].items())
         arms.setdefault(arm, []).append(f"{run['seed']}: {100 * run['score']:.1f} `{run['identity']}`")
     return [f"- {arm}: {'; '.join(seeds)}" for arm, seeds in arms.items()]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import chdtri, nctdtr, stdtrit
+from scipy.special import chdtri, ndtr, stdtrit
 
 from lab.config import did_you_mean
 from lab.errors import BadInput
@@ -22,6 +22,10 @@ from lab.tasks.base import Row, Task
 
 MANY = 10_000
 """Seeds beyond which nobody will run them: `seeds_needed` looks no further."""
+_POINTS = 4000
+"""Of a mean over quantiles."""
+_ROUNDING = 1e-24
+"""A variance of scores that is none."""
 
 
 def verdict(difference: Interval, margin: float) -> str:
@@ -49,17 +53,19 @@ def pairing_gain(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
         other: [S] the other arm's, of the same seeds.
     """
     paired = float(np.var(one - other, ddof=1)) if len(one) > 2 else 0.0
-    return float(np.var(one, ddof=1) + np.var(other, ddof=1)) / paired if paired else math.nan
+    return float(np.var(one, ddof=1) + np.var(other, ddof=1)) / paired if paired > _ROUNDING else math.nan
 
 
 def power(effect: float, deviation: float, seeds: int) -> float:
     """The chance that a paired two-sided t test at 5 % finds a true `effect`, when differences have this `deviation`.
 
-    By the noncentral t distribution (Cohen 1988, Section 2.3).
+    The noncentral t distribution's tails (Cohen 1988, Section 2.3), as means of normal tails over the quantiles of the
+    estimated deviation: scipy's own are nan for some large effects of few seeds.
     """
-    bound = stdtrit(seeds - 1, 0.975)
-    shift = abs(effect) / deviation * math.sqrt(seeds)
-    return float(1 - nctdtr(seeds - 1, shift, bound) + nctdtr(seeds - 1, shift, -bound))
+    bound, shift = stdtrit(seeds - 1, 0.975), abs(effect) / deviation * math.sqrt(seeds)
+    quantiles = (np.arange(_POINTS) + 0.5) / _POINTS
+    estimated = np.sqrt(chdtri(seeds - 1, quantiles) / (seeds - 1))
+    return float((ndtr(shift - bound * estimated) + ndtr(-shift - bound * estimated)).mean())
 
 
 def seeds_needed(effect: float, deviation: float, wanted: float = 0.8) -> int | None:
@@ -93,32 +99,35 @@ def endpoint(table: pd.DataFrame, primary: Primary, task: Task) -> pd.DataFrame:
     Raises:
         BadInput: there is no such slice, or a run has no scores for its value.
     """
-    slices = ("seen", *task.slices)
+    slices = tuple(dict.fromkeys((*task.slices, "seen")))
     for name in primary.where:
         if name not in slices:
             allowed = ", ".join(slices)
             raise BadInput(f"primary.where.{name}: no slice; allowed: {allowed}{did_you_mean(name, slices)}")
     rows = table[(table.split == "test") & (table.checkpoint == "final")]
-    for name in dict.fromkeys(slices):
+    for name in slices:
         wanted = primary.where.get(name, "all")
         kept = rows[rows[name] == wanted]
         if kept.identity.nunique() < rows.identity.nunique():
-            allowed = ", ".join(map(str, rows[name].unique()))
-            raise BadInput(f"primary.where.{name}: not every run has scores for '{wanted}'; there are: {allowed}")
+            allowed = ", ".join(map(repr, rows[name].unique().tolist()))
+            refused = f"{wanted!r} is not allowed: not every run has it"
+            raise BadInput(f"primary.where.{name}: {refused}; there are: {allowed}")
         rows = kept
     return rows
 
 
-def tokens_to(curve: pd.DataFrame, measure: str, level: float) -> float:
-    """Training tokens from which on a run's learning curve stays above a level; nan if it ends below."""
-    below = curve[curve[measure] <= level].step.max()
+def tokens_to(curve: pd.DataFrame) -> float:
+    """Training tokens from which on a run's learning curve stays `above` a level; nan if it ends below."""
+    below = curve[~curve.above].step.max()
     after = curve[curve.step > below] if not math.isnan(below) else curve
     return float(after.tokens.min()) if len(after) else math.nan
 
 
 def scored(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> pd.DataFrame:
-    """One row a run: what `endpoint` has, `past`, whether it is past the task's first level, and `tokens_to`, the
-    training tokens after which validation stayed above that level (where all runs have curves).
+    """One row a run: what `endpoint` has, and `past`, whether it is past the task's first level.
+
+    Where learning curves have that level beside the measure, also `tokens_to`, the training tokens after which
+    validation stayed above it.
 
     Raises:
         BadInput: the sweep states no primary endpoint, or one that its runs have no scores for.
@@ -134,23 +143,23 @@ def scored(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> pd.DataFram
     level = task.levels[0]
     scores = scores.assign(past=past(scores[task.choice], scores["count"], scores[level]))
     if all("curve" in result for _, result in results):
-        reached = {
-            identity: tokens_to(run, f"validation/{task.choice}", scores[scores.identity == identity][level].iloc[0])
-            for identity, run in curves(results).groupby("identity")
-        }
-        scores["tokens_to"] = scores.identity.map(reached)
+        curve, measured = curves(results), f"validation/{task.choice}"
+        if f"validation/{level}" in curve:
+            above = curve[measured] > curve[f"validation/{level}"]
+            reached = {identity: tokens_to(run) for identity, run in curve.assign(above=above).groupby("identity")}
+            scores["tokens_to"] = scores.identity.map(reached)
     return scores
 
 
 def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[Row]:
     """A row for each arm that is compared with another, of those seeds that both have.
 
-    Columns: the sweep's axes but the seed, and `n`, the arm's; `less`, what the other arm has in the axes' place;
-    `mean`, `low`, `high` of the `differences`, by seed; `seeds`, their number; `verdict`; `change`, by how much the
-    difference is another than the same arm's under the sweep's first condition (`mean`, `low`, `high` over seeds; None
-    where there is but one, or for the first); `arm` and `other`, the mean score of either; `past` and `other_past`, how
-    many of their seeds are past the task's first level; `tokens_to` and `other_tokens_to`, the median of the tokens
-    after which validation stayed above it (nan for a run that never did; None without curves); `pairing_gain`;
+    Columns: `arm`, the arm's values on the sweep's axes but the seed, and `n`; `less`, the other arm's; `mean`, `low`,
+    `high` of the `differences`, by seed; `seeds`, their number; `verdict`; `change`, by how much the difference is
+    another than the same arm's under the sweep's first condition (`mean`, `low`, `high` over seeds; None where there is
+    but one, or for the first); `score` and `other_score`, the mean of either; `past` and `other_past`, how many of
+    their seeds are past the task's first level; `tokens_to` and `other_tokens_to`, the median of the tokens after which
+    validation stayed above it (nan for a run that never did; None where curves do not tell); `pairing_gain`;
     `deviation` of the differences; `seeds_for_margin` and `seeds_for_margin_safe`, the seeds that would find a
     difference as large as the margin in four cases of five, by the deviation and by its upper 80 % limit. Scores are
     shares of 1.
@@ -168,7 +177,7 @@ def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[Row]:
     ]
     first: dict[tuple[Any, ...], Row] = {}
     for row in rows:
-        moved = tuple((axis, row[axis]) for axis in axes if row[axis] != row["less"][axis])
+        moved = tuple((axis, value) for axis, value in row["arm"].items() if value != row["less"][axis])
         row["change"] = _change(row, first.setdefault(moved, row))
     return rows
 
@@ -177,7 +186,7 @@ def document(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> dict[str,
     """All that is to be said of a sweep's endpoint, in JSON types.
 
     `sweep` (its file), `scale`, `question`, `endpoint`, `budget`, `measure`, `primary`, the `commits` and `hardware` of
-    its runs, `verdicts` (as of `judge`), and `runs`: the axes, `seed`, `identity` and `score` of each.
+    its runs, `verdicts` (as of `judge`), and `runs`: `arm`, `seed`, `identity` and `score` of each.
 
     Raises:
         BadInput: as `scored` does.
@@ -185,6 +194,7 @@ def document(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> dict[str,
     results = list(finished)
     verdicts, measure = judge(sweep, results), sweep.cells[0].experiment.task.build().choice
     scores = scored(sweep, results).rename(columns={measure: "score"})
+    axes = [axis for axis in sweep.axes if axis != "seed"]
     return {
         "sweep": sweep.path,
         "scale": sweep.scale,
@@ -196,7 +206,10 @@ def document(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> dict[str,
         "commits": sorted({str(result["commit"]) for _, result in results}),
         "hardware": sorted({_machine(result["hardware"]) for _, result in results}),
         "verdicts": verdicts,
-        "runs": scores[[*sweep.axes, "identity", "score"]].to_dict("records"),
+        "runs": [
+            {"arm": {axis: run[axis] for axis in axes}, **{name: run[name] for name in ("seed", "identity", "score")}}
+            for run in scores.to_dict("records")
+        ],
     }
 
 
@@ -211,15 +224,15 @@ def _compared(arm: pd.DataFrame, other: pd.DataFrame, axes: list[str], task: Tas
     spread, seeds = interval(a - b), len(a)
     deviation = float(np.std(a - b, ddof=1)) if seeds > 1 else math.nan
     return {
-        **{axis: arm[axis].tolist()[0] for axis in axes},
+        "arm": {axis: arm[axis].tolist()[0] for axis in axes},
         "n": arm.n.tolist()[0],
         "less": {axis: other[axis].tolist()[0] for axis in axes},
         **spread._asdict(),
         "seeds": seeds,
         "differences": dict(zip(arm.index.tolist(), (a - b).tolist(), strict=True)),
         "verdict": verdict(spread, primary.margin),
-        "arm": float(a.mean()),
-        "other": float(b.mean()),
+        "score": float(a.mean()),
+        "other_score": float(b.mean()),
         "past": int(arm.past.sum()),
         "other_past": int(other.past.sum()),
         "tokens_to": _median(arm),
