@@ -17,10 +17,12 @@ from matplotlib.text import Annotation, Text
 from lab.experiments.store import Result
 from lab.experiments.sweep import Cell, Primary
 from lab.home import home
+from lab.report.answers import over_seeds
 from lab.report.drawing import label_at_right, side_by_side
 from lab.report.style import colour_of, use_style
 from lab.report.verdicts import judge
 from tests.made_up import LEVELS, WHOLE, stories
+from tests.test_generation import answers
 
 SIZES = {"model.size": ["1M", "10M"]}
 SHAPES = {"model": [{"layers": 4, "width": 64, "heads": 4}, {"layers": 6, "width": 96, "heads": 4}]}
@@ -156,6 +158,62 @@ def test_effects_show_every_pair_of_seeds_and_the_verdict() -> None:
     ]  # fmt: skip
     told = [each.get_text() for each in axes.texts]
     assert told[:2] == ["one, less n = 1", f"{rows[0]['verdict']} (3)"]
+
+
+def test_induction_by_fresh_shows_every_seed_and_their_means() -> None:
+    shares = [0.0, 0.03, 1.0]
+    sweep, finished = stories(ns=(1, 2), seeds=4, further={"task.names.fresh": shares})
+    figure = drawn("induction_by_fresh", sweep, finished)
+    readable(figure)
+    (axes,) = figure.axes
+    for n in (1, 2):
+        dots = [each for each in axes.collections if isinstance(each, PathCollection)]
+        (own,) = [each for each in dots if np.allclose(np.asarray(each.get_facecolor())[0, :3], colour_of(n))]
+        points = np.asarray(own.get_offsets())
+        for place, share in enumerate(shares):
+            here = points[np.round(points[:, 0]) == place, 1]
+            expected = scores_of(finished, "test", **{"objective.n": n, "task.names.fresh": share})
+            assert sorted(here) == pytest.approx(sorted(expected))
+    assert [each.get_text() for each in axes.get_xticklabels()] == ["0", "0.03", "1"]
+
+
+def test_pass_at_k_shows_every_arm_at_its_oracle() -> None:
+    table = answers(3)
+    figure = drawn("pass_at_k", table)
+    readable(figure)
+    (axes,) = figure.axes
+    assert {"1 → 1", "1 → 4", "4 → 1", "4 → 4"} == labels_of(axes).keys()
+    means = {
+        (row["init_from"], row["objective.n"], row["k"]): 100 * row["mean"]
+        for row in over_seeds(table)["passing"]
+        if row["temperature"] == "oracle"
+    }
+    lines = [each for each in axes.lines if len(np.ravel(each.get_ydata())) == 2 and each.get_marker() == "None"]
+    drawn_means = [height for line in lines for height in np.ravel(line.get_ydata())]
+    assert drawn_means == pytest.approx(list(means.values()))
+
+
+def test_decoding_speed_shows_every_run_batch_and_k() -> None:
+    random = np.random.default_rng(0)
+    rows = [
+        {
+            **{"run": run, "n": n, "k": k, "seed": seed, "batch": batch, "layers_allow": 1 + k / 3},
+            **{"speed_up": float(random.uniform(1, k)), "tokens_per_forward": k * 0.9},
+            "characters_per_second": float(random.uniform(100, 200)),
+        }
+        for run, n in (("words", 1), ("bytes", 4))
+        for seed in (0, 1)
+        for batch in (1, 8)
+        for k in range(1, n + 1)
+    ]
+    figure = drawn("decoding_speed", {"rows": rows, "hardware": {"device": "cpu"}, "precision": "fp32"})
+    readable(figure)
+    _, *speed_ups, characters = figure.axes
+    for axes, batch in zip(speed_ups, (1, 8), strict=True):
+        dots = np.concatenate([np.asarray(each.get_offsets()) for each in axes.collections])
+        expected = [(row["k"], row["speed_up"]) for row in rows if row["batch"] == batch and row["run"] == "bytes"]
+        np.testing.assert_allclose(sorted(dots.tolist()), sorted(expected))
+    assert [each.get_text() for each in characters.get_xticklabels()] == ["1", "8"]
 
 
 @pytest.mark.parametrize("name", ["induction_by_size", "induction_curves"])
