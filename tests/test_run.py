@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lab.errors import BadInput, Failure
 from lab.experiments.experiment import dump_yaml, load_experiment
-from lab.experiments.run import execute
+from lab.experiments.run import clip_share, execute
 from lab.experiments.store import Busy, RunDirectory, read_json_lines
 from lab.learning.progress import Progress
 from lab.objectives import build_model
@@ -51,6 +52,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
         assert 0 <= row["clip_share"] <= 1
         assert row["gradient_norm"] > 0
     assert training[-1]["loss_1"] < training[0]["loss_1"]
+    assert result["clip_share"] == pytest.approx(np.mean([row["clip_share"] for row in training]))
 
     model = build_model(experiment.model, experiment.objective, len(experiment.task.build().vocabulary), seed=9)
     model.load_state_dict(load_file(directory.weights / "final.safetensors"))
@@ -62,6 +64,15 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
         for m in range(1, most + 1)
     }
     assert all(row["count"] == (30 if row["split"] == "test" else 20) for row in rows)
+
+
+def test_the_share_of_clipped_steps_counts_each_step_once(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path, tiny())
+    directory.metrics.parent.mkdir(parents=True)
+    assert clip_share(directory) is None
+    rows = [{"step": 10, "clip_share": 1.0}, {"step": 10, "validation/loss_1": 2.0}, {"step": 40, "clip_share": 0.2}]
+    directory.metrics.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert clip_share(directory) == pytest.approx((10 * 1.0 + 30 * 0.2) / 40)
 
 
 def test_a_finished_run_is_not_redone(tmp_path: Path) -> None:

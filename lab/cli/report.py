@@ -25,6 +25,7 @@ def report(sweeps: tuple[str, ...], scale: str, page: Path | None, store: Path, 
     deviation of the differences and, in brackets, by its upper 80 % limit.
     """
     from lab.errors import BadInput, Missing
+    from lab.experiments.store import write_text
     from lab.experiments.sweep import load_sweep
     from lab.home import home
     from lab.report.figures import complete
@@ -43,7 +44,7 @@ def report(sweeps: tuple[str, ...], scale: str, page: Path | None, store: Path, 
             say(f"left out: {error}")
     if page is not None:
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(markdown(documents))
+        write_text(page, markdown(documents))
     if as_json:
         print_json(documents)
         return

@@ -20,7 +20,7 @@ from lab.errors import BadInput, Failure, one_line
 from lab.experiments import provenance
 from lab.experiments.experiment import Experiment
 from lab.experiments.inheritance import final_weights, inherit, met
-from lab.experiments.store import Result, RunDirectory, find_run, write_json
+from lab.experiments.store import Result, RunDirectory, find_run, read_json_lines, write_json
 from lab.files import whole
 from lab.learning.callbacks import Checkpoint, CheckpointFiles, JsonLines, Record, Snapshots, Validate
 from lab.learning.data import StepsDataModule, by_set, questions
@@ -147,6 +147,7 @@ def execute(
             "tokens_per_second": tokens / record.seconds,
             "peak_memory_bytes": provenance.peak_memory(device),
             "backward": order,
+            "clip_share": clip_share(directory),
             **({"inherited": inherited} if inherited else {}),
             "hardware": provenance.hardware(device),
             "versions": provenance.versions(),
@@ -158,6 +159,14 @@ def execute(
         write_json(directory.result, result)
         directory.checkpoint.unlink(missing_ok=True)  # only resuming needs it
         return result
+
+
+def clip_share(directory: RunDirectory) -> float | None:
+    """The share of a run's steps whose gradient was clipped, of those that are logged; None where none is."""
+    logged = read_json_lines(directory.metrics) if directory.metrics.exists() else []
+    rows = [row for row in logged if "clip_share" in row]
+    steps = np.diff([0, *(row["step"] for row in rows)])
+    return float(np.average([row["clip_share"] for row in rows], weights=steps)) if rows else None
 
 
 def build_trainer(
