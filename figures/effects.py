@@ -18,7 +18,7 @@ from lab.report.style import colour_of
 from lab.report.verdicts import judge
 from lab.tasks.base import Row
 
-SWEEPS = {"sweeps/objectives.yaml": "Ways of predicting two tokens"}
+SWEEPS = {"sweeps/pilot_polynomials.yaml": "Polynomials, screen of arms"}
 GAP = 1.6
 """Between the last line of a sweep and the name of the next, in lines."""
 

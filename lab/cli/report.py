@@ -33,7 +33,7 @@ def report(sweeps: tuple[str, ...], scale: str, page: Path | None, store: Path, 
     from lab.report.verdicts import document
 
     ours = sorted(path for path in (home() / "sweeps").glob("*.yaml") if not path.stem.startswith("study_"))
-    documents = []
+    documents, left_out = [], {BadInput: [], Missing: []}
     for path in sweeps or [f"sweeps/{path.name}" for path in ours]:
         try:
             sweep = load_sweep(path, scale)
@@ -41,7 +41,13 @@ def report(sweeps: tuple[str, ...], scale: str, page: Path | None, store: Path, 
         except (BadInput, Missing) as error:
             if sweeps:
                 raise
-            say(f"left out: {error}")
+            left_out[type(error)].append(path)
+    for why, paths in {
+        "no primary endpoint at this scale": left_out[BadInput],
+        "not finished": left_out[Missing],
+    }.items():
+        if paths:
+            say(f"left out, {why}: {', '.join(paths)}")
     if page is not None:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_text(page, markdown(documents))
