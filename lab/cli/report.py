@@ -33,19 +33,24 @@ def report(sweeps: tuple[str, ...], scale: str, page: Path | None, store: Path, 
     from lab.report.verdicts import document
 
     ours = sorted(path for path in (home() / "sweeps").glob("*.yaml") if not path.stem.startswith("study_"))
-    documents, left_out = [], {BadInput: [], Missing: []}
+    documents: list[dict[str, Any]] = []
+    unstated, unfinished = [], []
     for path in sweeps or [f"sweeps/{path.name}" for path in ours]:
         try:
             sweep = load_sweep(path, scale)
-            documents.append(document(sweep, complete(sweep, store)))
-        except (BadInput, Missing) as error:
+            if sweep.primary is None and not sweeps:
+                unstated.append(path)
+            else:
+                documents.append(document(sweep, complete(sweep, store)))
+        except Missing:
             if sweeps:
                 raise
-            left_out[type(error)].append(path)
-    for why, paths in {
-        "no primary endpoint at this scale": left_out[BadInput],
-        "not finished": left_out[Missing],
-    }.items():
+            unfinished.append(path)
+        except BadInput as error:
+            if sweeps:
+                raise
+            say(f"left out: {error}")
+    for why, paths in {"states no primary endpoint": unstated, "not finished": unfinished}.items():
         if paths:
             say(f"left out, {why}: {', '.join(paths)}")
     if page is not None:
