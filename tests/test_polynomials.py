@@ -504,7 +504,14 @@ def test_scores_against_a_slow_scorer(config: Polynomials, seed: int, share: flo
     whole = [row for row in expected if row["operator"] == row["seen"] == "all"]
     for name in ("exact_match", "exact_match_without_end", "coefficient_accuracy"):
         assert summary[name] == pytest.approx(np.mean([row[name] for row in whole]))
-    assert summary.keys() == {"exact_match", "exact_match_without_end", "coefficient_accuracy"}
+    of_m = {}
+    for m in {row["operations"] for row in expected}:
+        parts = {row["seen"]: row for row in expected if (row["operations"], row["operator"]) == (m, "all")}
+        for name in ("exact_match", "constant_answer"):
+            if "unseen" in parts or "seen" not in parts:  # where none is seen, all are unseen
+                of_m[f"{name}_operations_{m}_seen_unseen"] = parts.get("unseen", parts["all"])[name]
+    means = {"exact_match", "exact_match_without_end", "coefficient_accuracy"}
+    assert {name: value for name, value in summary.items() if name not in means} == pytest.approx(of_m)
 
 
 def test_right_and_wrong_ends() -> None:

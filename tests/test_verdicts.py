@@ -142,6 +142,21 @@ def test_arms_and_conditions_keep_their_names() -> None:
     assert rows[1]["change"] is not None
 
 
+def test_tokens_to_the_level_of_the_endpoint_are_read_off_the_curves() -> None:
+    sweep, finished = made_up.stories(ns=(1, 2), seeds=3)
+    primary = dataclasses.replace(sweep, primary=FRESH)
+    assert judge(primary, finished)[0]["tokens_to"] is None  # the level is not in these curves
+    for _, result in finished:
+        for row in result["curve"]:
+            row["validation/class_copying"] = 0.3
+            row["validation/second_token_accuracy_names_fresh"] = 0.1 * row["step"] / 500
+            row["validation/class_copying_names_fresh"] = 0.65
+    (row,) = judge(primary, finished)
+    assert (row["tokens_to"], row["other_tokens_to"]) == (1024 * 3500, 1024 * 3500)
+    del finished[0][1]["curve"][0]["validation/class_copying_names_fresh"]
+    assert judge(primary, finished)[0]["tokens_to"] is None
+
+
 def test_changes_are_against_the_first_condition() -> None:
     sweep, finished = made_up.stories(ns=(1, 2), seeds=4, further={"model.size": ["1M", "3M"]})
     one, other = judge(dataclasses.replace(sweep, primary=FRESH), finished)

@@ -143,9 +143,12 @@ def scored(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> pd.DataFram
     level = task.levels[0]
     scores = scores.assign(past=past(scores[task.choice], scores["count"], scores[level]))
     if all("curve" in result for _, result in results):
-        curve, measured = curves(results), f"validation/{task.choice}"
-        if f"validation/{level}" in curve:
-            above = curve[measured] > curve[f"validation/{level}"]
+        curve, of = curves(results), "".join(f"_{name}_{value}" for name, value in sweep.primary.where.items())
+        if f"validation/{task.choice}{of}" not in curve:
+            of = ""  # what the task's own summary is of
+        measured, beside = (f"validation/{name}{of}" for name in (task.choice, level))
+        if beside in curve and not curve[[measured, beside]].isna().any(axis=None):  # older runs log less
+            above = curve[measured] > curve[beside]
             reached = {identity: tokens_to(run) for identity, run in curve.assign(above=above).groupby("identity")}
             scores["tokens_to"] = scores.identity.map(reached)
     return scores

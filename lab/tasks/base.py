@@ -109,7 +109,10 @@ class Task(Protocol):
         """
 
     def summary(self, rows: list[Row]) -> dict[str, float]:
-        """The few numbers of a score table that are worth a learning curve."""
+        """The few numbers of a score table that are worth a learning curve.
+
+        A measure at some values of slices is called after them, as `exact_match_operations_3_seen_unseen`.
+        """
 
 
 @runtime_checkable

@@ -278,10 +278,18 @@ class PolynomialTask:
         return table
 
     def summary(self, rows: list[Row]) -> dict[str, float]:
-        """Means over the numbers of operations."""
-        whole = [row for row in rows if row["operator"] == "all" and row["seen"] == "all"]
+        """Means over the numbers of operations; by that number, of unseen expressions, beside the constant answer."""
+        every = {(row["operations"], row["seen"]): row for row in rows if row["operator"] == "all"}
+        whole = [row for (_, seen), row in every.items() if seen == "all"]
         measures = ("exact_match", "exact_match_without_end", "coefficient_accuracy")
-        return {name: sum(row[name] for row in whole) / len(whole) for name in measures}
+        means = {name: sum(row[name] for row in whole) / len(whole) for name in measures}
+        for m in sorted({m for m, _ in every}):
+            unseen = every.get((m, "unseen")) or (None if (m, "seen") in every else every[m, "all"])
+            if unseen:
+                means |= {
+                    f"{name}_operations_{m}_seen_unseen": unseen[name] for name in ("exact_match", "constant_answer")
+                }
+        return means
 
     def _evaluation(self, split: Split) -> tuple[tuple[int, int], int]:
         """The range of operations of the validation or test split, and its examples for each number of them."""
