@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from lab.experiments.store import Result
 from lab.experiments.sweep import Cell, Sweep
 from lab.report.drawing import GREY, heading
+from lab.report.page import named
 from lab.report.style import colour_of
 from lab.report.verdicts import judge
 from lab.tasks.base import Row
@@ -63,7 +64,7 @@ def panel(axes: Axes, groups: list[Group]) -> None:
     axes.axvline(0, color=GREY, linewidth=0.8, zorder=0)
     at_left, place, ticks = axes.get_yaxis_transform(), 0.0, {}
     for words, margin, rows in groups:
-        than = {name(row["less"]) for row in rows}
+        than = {named(row["less"]) for row in rows}
         less = f", less {than.pop()}" if len(than) == 1 else ""
         style = {"ha": "right", "va": "center", "fontweight": "bold", "fontsize": "small"}
         axes.text(-0.01, place, f"{words}{less}", transform=at_left, **style)  # type: ignore[arg-type]
@@ -71,7 +72,7 @@ def panel(axes: Axes, groups: list[Group]) -> None:
         axes.fill_betweenx(band, -margin, margin, color="0.93", linewidth=0, zorder=-1)
         for row in rows:
             place += 1
-            ticks[place] = name(row["arm"])
+            ticks[place] = named(row["arm"])
             line(axes, place, row)
             told = f"{row['verdict']} ({row['seeds']})"
             axes.text(1.01, place, told, transform=at_left, color=GREY, fontsize="small", va="center")
@@ -91,10 +92,3 @@ def line(axes: Axes, place: float, row: Row) -> None:
         mean, place, xerr=[[mean - 100 * row["low"]], [100 * row["high"] - mean]],
         marker="|", markersize=10, linewidth=1.5, elinewidth=1, capsize=2.5, color=colour,
     )  # fmt: skip
-
-
-def name(values: Row) -> str:
-    """An arm by its values on the sweep's axes: names as they are, numbers with their axis."""
-    return ", ".join(
-        value if isinstance(value, str) else f"{axis.split('.')[-1]} = {value}" for axis, value in values.items()
-    )

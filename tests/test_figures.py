@@ -184,7 +184,7 @@ def test_pass_at_k_shows_every_arm_at_its_oracle() -> None:
     (axes,) = figure.axes
     assert {"1 → 1", "1 → 4", "4 → 1", "4 → 4"} == labels_of(axes).keys()
     means = {
-        (row["init_from"], row["objective.n"], row["k"]): 100 * row["mean"]
+        (row["arm"], row["k"]): 100 * row["mean"]
         for row in over_seeds(table)["passing"]
         if row["temperature"] == "oracle"
     }

@@ -205,7 +205,7 @@ def answers(seeds: int) -> dict[str, Any]:
     """A document of a sweep over what runs begin from and n, its numbers made up."""
     random = np.random.default_rng(0)
     runs = [
-        {"identity": f"{source}-{n}-{seed}", "init_from": source, "objective.n": n, "seed": seed}
+        {"identity": f"{source}-{n}-{seed}", "arm": {"init_from": source, "objective.n": n}, "seed": seed}
         for source in ("n1", "n4") for n in (1, 4) for seed in range(seeds)
     ]  # fmt: skip
     passing = [
@@ -215,7 +215,7 @@ def answers(seeds: int) -> dict[str, Any]:
     answering = [
         {"identity": run["identity"], **dict.fromkeys(MEASURES["answering"], i / 100)} for i, run in enumerate(runs)
     ]
-    return {"axes": ["seed", "init_from", "objective.n"], "runs": runs, "passing": passing, "answering": answering}
+    return {"runs": runs, "passing": passing, "answering": answering}
 
 
 def test_answers_over_seeds() -> None:
@@ -227,7 +227,7 @@ def test_answers_over_seeds() -> None:
         values = [
             each["pass_at_k"]
             for each in document["passing"]
-            if each["identity"].startswith(f"{row['init_from']}-{row['objective.n']}-")
+            if each["identity"].startswith(row["arm"].replace(", n = ", "-") + "-")
             and (each["k"], each["temperature"]) == (row["k"], row["temperature"])
         ]
         expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))

@@ -43,12 +43,20 @@ class Trained:
         return [*self.directory.snapshots(), self.experiment.train.steps]
 
     @property
+    def arm(self) -> dict[str, Any]:
+        """Its values on the axes of its sweep but the seed, in JSON types."""
+        return {
+            axis: each if isinstance(each, int | float | str) else str(each)
+            for axis, each in self.axes.items()
+            if axis != "seed"
+        }
+
+    @property
     def about(self) -> dict[str, Any]:
         """What says which run a row is of, in JSON types."""
         experiment = self.experiment
-        named = {axis: each if isinstance(each, int | float | str) else str(each) for axis, each in self.axes.items()}
         return {
-            **named,
+            **self.arm,
             "identity": experiment.identity,
             "objective": experiment.objective.name,
             "n": experiment.objective.n,

@@ -193,11 +193,10 @@ def generation(
             ),
         )  # fmt: skip
     if len(runs) > 1:
-        arms = tuple(axis for axis in runs[0].axes if axis != "seed")
         spread = ("mean", "low", "high", "seeds")
         best = [row for row in summary["passing"] if row["temperature"] == "oracle"]
-        _table("over seeds: pass@k at the best temperature for each k", best, (*arms, "k", *spread))
-        _table("over seeds: giving, choosing, confidence", summary["answering"], (*arms, "measure", *spread))
+        _table("over seeds: pass@k at the best temperature for each k", best, ("arm", "k", *spread))
+        _table("over seeds: giving, choosing, confidence", summary["answering"], ("arm", "measure", *spread))
 
 
 def _models(runs: "list[Trained]", every: bool) -> int:
@@ -219,11 +218,16 @@ def _about(analysis: str, name: str, scale: str, runs: "list[Trained]", examples
         "analysis": analysis,
         "of": name,
         "scale": scale,
-        "axes": list(runs[0].axes),
         "examples": examples,
         **provenance.here(),
         "runs": [
-            {**run.about, "label": run.experiment.label, "task": run.experiment.task.name, "steps": run.steps}
+            {
+                **run.about,
+                "arm": run.arm,
+                "label": run.experiment.label,
+                "task": run.experiment.task.name,
+                "steps": run.steps,
+            }
             for run in runs
         ],
     }

@@ -88,8 +88,9 @@ def decode(
 
 def _label(run: "Trained") -> str:
     """What tells a run from others, but for its seed: its values on the axes of its sweep, else its identity."""
-    values = [str(value) for axis, value in run.axes.items() if axis != "seed"]
-    return ", ".join(values) or run.experiment.identity
+    from lab.report.page import named
+
+    return named(run.arm) or run.experiment.identity
 
 
 def _show(rows: list[dict[str, Any]]) -> None:

@@ -83,5 +83,5 @@ def _show(document: dict[str, Any]) -> None:
         shown.add_row(*line)
     shown.caption = LEGEND
     if len(rows) > 5:
-        shown.caption += f" Of {len(rows)} intervals one in 20 is to be expected beside the true difference."
+        shown.caption += f" Of {len(rows)} intervals about one in 20 misses the true difference."
     print_table(shown)

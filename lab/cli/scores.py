@@ -1,6 +1,5 @@
 """Score tables for people."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+
+from lab.report.page import percent
 
 
 def print_scores(tables: list[dict[str, Any]], caption: str) -> None:
@@ -67,9 +68,3 @@ def _add_arms(
         written = {value: write(row) for value, row in cells.items()}
         fewer = {value: f"{written[value]} ({row['seeds']})" for value, row in cells.items() if row["seeds"] < seeds}
         shown.add_row(*names, str(seeds), *({**written, **fewer}.get(value, "") for value in values))
-
-
-def percent(row: dict[str, Any], sign: str) -> str:
-    """A mean and half of its interval, in percent; `sign` as of a format."""
-    half = row["high"] - row["mean"]
-    return f"{100 * row['mean']:{sign}.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")

@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from lab.report.page import named
 from lab.report.tables import interval
 from lab.tasks.base import Row
 
@@ -25,19 +26,18 @@ def over_seeds(document: dict[str, Any]) -> dict[str, list[Row]]:
     is over questions, this over seeds.
 
     Args:
-        document: the analysis' JSON, of a sweep: `runs`, `axes`, `passing`, `answering`.
+        document: the analysis' JSON: `runs`, `passing`, `answering`.
 
     Returns:
-        Rows by table. Each has the sweep's axes but the seed, of `passing` also `k` and `temperature`, then `measure`,
-        `mean`, `low`, `high` (nan of a single seed) and `seeds`.
+        Rows by table. Each has `arm`, in words, of `passing` also `k` and `temperature`, then `measure`, `mean`, `low`,
+        `high` (nan of a single seed) and `seeds`.
     """
-    axes = [axis for axis in document["axes"] if axis != "seed"]
-    runs = pd.DataFrame(document["runs"])[["identity", *axes]]
+    arms = {run["identity"]: named(run["arm"]) for run in document["runs"]}
     found: dict[str, list[Row]] = {}
     for table, measures in MEASURES.items():
-        by = [*axes, *(("k", "temperature") if table == "passing" else ())]
-        rows = runs.merge(pd.DataFrame(document[table]), on="identity")
-        groups = rows.groupby(by, sort=False) if by else [((), rows)]
+        by = ["arm", *(("k", "temperature") if table == "passing" else ())]
+        rows = pd.DataFrame(document[table])
+        rows["arm"] = rows.identity.map(arms)
         found[table] = [
             {
                 **dict(zip(by, values, strict=True)),
@@ -45,7 +45,7 @@ def over_seeds(document: dict[str, Any]) -> dict[str, list[Row]]:
                 **interval(part[measure])._asdict(),
                 "seeds": len(part),
             }
-            for values, part in groups
+            for values, part in rows.groupby(by, sort=False)
             for measure in measures
         ]
     return found

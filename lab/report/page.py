@@ -48,8 +48,8 @@ def table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             ),
             str(row["seeds"]),
             f"{100 * row['score']:.1f}, {100 * row['other_score']:.1f}",
-            points(row),
-            *([points(row["change"]) if row["change"] else ""] if changes else []),
+            percent(row, "+"),
+            *([percent(row["change"], "+") if row["change"] else ""] if changes else []),
             f"{row['past']}, {row['other_past']}",
             f"{_millions(row['tokens_to'])}, {_millions(row['other_tokens_to'])}",
             "–" if math.isnan(row["pairing_gain"]) else f"{row['pairing_gain']:.1f} ×",
@@ -61,10 +61,17 @@ def table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return [*axes, *heads, "seeds needed", "verdict"], lines
 
 
-def points(row: Row) -> str:
-    """A difference and half of its interval."""
+def percent(row: Row, sign: str) -> str:
+    """A mean and half of its interval, in percent; `sign` as of a format."""
     half = row["high"] - row["mean"]
-    return f"{100 * row['mean']:+.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
+    return f"{100 * row['mean']:{sign}.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
+
+
+def named(arm: Row) -> str:
+    """An arm by its values on the sweep's axes: names as they are, numbers with their axis."""
+    return ", ".join(
+        value if isinstance(value, str) else f"{axis.split('.')[-1]} = {value}" for axis, value in arm.items()
+    )
 
 
 def _section(document: dict[str, Any]) -> str:
@@ -86,8 +93,7 @@ def _runs(runs: list[Row]) -> list[str]:
     """A line for each arm: its seeds, their scores and identities."""
     arms: dict[str, list[str]] = {}
     for run in runs:
-        arm = ", ".join(value if isinstance(value, str) else f"{axis} = {value}" for axis, value in run["arm"].items())
-        arms.setdefault(arm, []).append(f"{run['seed']}: {100 * run['score']:.1f} `{run['identity']}`")
+        arms.setdefault(named(run["arm"]), []).append(f"{run['seed']}: {100 * run['score']:.1f} `{run['identity']}`")
     return [f"- {arm}: {'; '.join(seeds)}" for arm, seeds in arms.items()]
 
 

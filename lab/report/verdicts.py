@@ -170,8 +170,13 @@ def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[Row]:
     Raises:
         BadInput: the sweep states no primary endpoint, or one that its runs have no scores for.
     """
-    scores, task = scored(sweep, finished), sweep.cells[0].experiment.task.build()
+    return _judged(sweep, scored(sweep, finished))
+
+
+def _judged(sweep: Sweep, scores: pd.DataFrame) -> list[Row]:
+    """What `judge` says, of what `scored` has."""
     assert sweep.primary is not None  # `scored` refuses what states none
+    task = sweep.cells[0].experiment.task.build()
     axes = [axis for axis in sweep.axes if axis != "seed"]
     rows = [
         _compared(arm.set_index("seed").loc[shared], other.set_index("seed").loc[shared], axes, task, sweep.primary)
@@ -194,9 +199,8 @@ def document(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> dict[str,
     Raises:
         BadInput: as `scored` does.
     """
-    results = list(finished)
-    verdicts, measure = judge(sweep, results), sweep.cells[0].experiment.task.build().choice
-    scores = scored(sweep, results).rename(columns={measure: "score"})
+    results, measure = list(finished), sweep.cells[0].experiment.task.build().choice
+    scores = scored(sweep, results)
     axes = [axis for axis in sweep.axes if axis != "seed"]
     return {
         "sweep": sweep.path,
@@ -208,9 +212,14 @@ def document(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> dict[str,
         "primary": sweep.primary.model_dump(mode="json") if sweep.primary else None,
         "commits": sorted({str(result["commit"]) for _, result in results}),
         "hardware": sorted({_machine(result["hardware"]) for _, result in results}),
-        "verdicts": verdicts,
+        "verdicts": _judged(sweep, scores),
         "runs": [
-            {"arm": {axis: run[axis] for axis in axes}, **{name: run[name] for name in ("seed", "identity", "score")}}
+            {
+                "arm": {axis: run[axis] for axis in axes},
+                "score": run[measure],
+                "seed": run["seed"],
+                "identity": run["identity"],
+            }
             for run in scores.to_dict("records")
         ],
     }
