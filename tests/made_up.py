@@ -61,7 +61,7 @@ def _result(cell: Cell, curve: bool) -> Result:
         middle = 2200 - 250 * np.log2(n) + 400 * noise.standard_normal()
         return float(0.05 + (end - 0.05) / (1 + np.exp(-(step - middle) / 350)))
 
-    result: Result = {"non_embedding_parameters": size, "scores": list(_scores(end, seed))}
+    result: Result = {"non_embedding_parameters": size, "seconds": 60.0, "scores": list(_scores(end, seed))}
     if curve:
         result["curve"] = [
             {"step": s, "tokens": 1024 * s, "validation/loss_1": 2.0 - s / 5000, "validation/second_token_accuracy": a}

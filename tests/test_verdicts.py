@@ -99,6 +99,8 @@ def test_tokens_to_a_level_are_those_after_which_the_curve_stays_above() -> None
 
 def test_a_sweep_is_judged_by_its_endpoint() -> None:
     sweep, finished = made_up.stories(seeds=4, further={"model": [{"layers": 2, "width": 64, "heads": 4}]})
+    for cell, result in finished:
+        result["seconds"] = 60.0 * cell.experiment.objective.n
     rows = judge(dataclasses.replace(sweep, primary=FRESH), finished)
     assert [(row["arm"]["objective.n"], row["less"]["objective.n"], row["seeds"]) for row in rows] == [
         (2, 1, 4),
@@ -123,6 +125,7 @@ def test_a_sweep_is_judged_by_its_endpoint() -> None:
     assert first["deviation"] == pytest.approx(np.std(two - one, ddof=1))
     assert first["seeds_for_margin"] == seeds_needed(0.1, first["deviation"])
     assert first["seeds_for_margin_safe"] >= first["seeds_for_margin"]
+    assert first["minutes_for_margin_safe"] == pytest.approx(3 * first["seeds_for_margin_safe"])  # one and two a seed
     assert 0 <= first["past"] <= 4
     assert json.dumps(rows)
 

@@ -22,7 +22,7 @@ def report(sweeps: tuple[str, ...], scale: str, page: Path | None, store: Path, 
     "inconclusive". Beside it stand how many seeds are past the task's first level (class copying, the best constant
     answer) and after how many training tokens validation stayed above it; how many times as many seeds unpaired arms
     would need; and the paired seeds that would find a difference as large as the margin in four cases of five, by the
-    deviation of the differences and, in brackets, by its upper 80 % limit.
+    deviation of the differences and, in brackets, by its upper 80 % limit, with the minutes that training them takes.
     """
     from lab.errors import BadInput, Missing
     from lab.experiments.store import write_text

@@ -9,7 +9,8 @@ LEGEND = (
     "Pairs are of the arm and of what it is compared with. change: against the difference under the first condition; "
     "past: seeds past the task's first level; tokens: the median, in millions, after which validation stayed above it; "
     "pairing: seeds that unpaired arms would need, as a multiple; seeds needed: to find a difference as large as the "
-    "margin in 4 of 5 cases, by the deviation and, in brackets, by its upper 80 % limit."
+    "margin in 4 of 5 cases, by the deviation and, in brackets, by its upper 80 % limit; minutes: of training them, as "
+    "many as in brackets, both arms, one run after the other."
 )
 PREFACE = (
     "# Verdicts\n\n"
@@ -54,11 +55,12 @@ def table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             f"{_millions(row['tokens_to'])}, {_millions(row['other_tokens_to'])}",
             "–" if math.isnan(row["pairing_gain"]) else f"{row['pairing_gain']:.1f} ×",
             f"{_seeds(row['seeds_for_margin'])} ({_seeds(row['seeds_for_margin_safe'])})",
+            _minutes(row["minutes_for_margin_safe"]),
             row["verdict"],
         ]
         for row in rows
     ]
-    return [*axes, *heads, "seeds needed", "verdict"], lines
+    return [*axes, *heads, "seeds needed", "minutes", "verdict"], lines
 
 
 def percent(row: Row, sign: str) -> str:
@@ -99,6 +101,10 @@ def _runs(runs: list[Row]) -> list[str]:
 
 def _millions(tokens: float | None) -> str:
     return "–" if tokens is None else "never" if math.isnan(tokens) else f"{tokens / 1e6:.2f}"
+
+
+def _minutes(number: float | None) -> str:
+    return "–" if number is None else f"{number:,.0f}"
 
 
 def _seeds(number: int | None) -> str:

@@ -124,7 +124,7 @@ def tokens_to(curve: pd.DataFrame) -> float:
 
 
 def scored(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> pd.DataFrame:
-    """One row a run: what `endpoint` has, and `past`, whether it is past the task's first level.
+    """One row a run: what `endpoint` has, `seconds` of training, and `past`, whether it is past the task's first level.
 
     Where learning curves have that level beside the measure, also `tokens_to`, the training tokens after which
     validation stayed above it.
@@ -141,15 +141,17 @@ def scored(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> pd.DataFram
     except BadInput as error:
         raise BadInput(f"{sweep.path}, scale {sweep.scale}: {error}") from None
     level = task.levels[0]
-    scores = scores.assign(past=past(scores[task.choice], scores["count"], scores[level]))
+    seconds = {cell.experiment.identity: result["seconds"] for cell, result in results}
+    above = past(scores[task.choice], scores["count"], scores[level])
+    scores = scores.assign(past=above, seconds=scores.identity.map(seconds))
     if all("curve" in result for _, result in results):
         curve, of = curves(results), "".join(f"_{name}_{value}" for name, value in sweep.primary.where.items())
         if f"validation/{task.choice}{of}" not in curve:
             of = ""  # what the task's own summary is of
         measured, beside = (f"validation/{name}{of}" for name in (task.choice, level))
         if beside in curve and not curve[[measured, beside]].isna().any(axis=None):  # older runs log less
-            above = curve[measured] > curve[beside]
-            reached = {identity: tokens_to(run) for identity, run in curve.assign(above=above).groupby("identity")}
+            ahead = curve.assign(above=curve[measured] > curve[beside])
+            reached = {identity: tokens_to(run) for identity, run in ahead.groupby("identity")}
             scores["tokens_to"] = scores.identity.map(reached)
     return scores
 
@@ -164,8 +166,9 @@ def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[Row]:
     their seeds are past the task's first level; `tokens_to` and `other_tokens_to`, the median of the tokens after which
     validation stayed above it (nan for a run that never did; None where curves do not tell); `pairing_gain`;
     `deviation` of the differences; `seeds_for_margin` and `seeds_for_margin_safe`, the seeds that would find a
-    difference as large as the margin in four cases of five, by the deviation and by its upper 80 % limit. Scores are
-    shares of 1.
+    difference as large as the margin in four cases of five, by the deviation and by its upper 80 % limit;
+    `minutes_for_margin_safe`, what the latter cost: training of both arms, on what a run of theirs had (a GPU, or its
+    threads' cores). Scores are shares of 1.
 
     Raises:
         BadInput: the sweep states no primary endpoint, or one that its runs have no scores for.
@@ -235,6 +238,8 @@ def _compared(arm: pd.DataFrame, other: pd.DataFrame, axes: list[str], task: Tas
     a, b = (each[task.choice].to_numpy(float) for each in (arm, other))
     spread, seeds = interval(a - b), len(a)
     deviation = float(np.std(a - b, ddof=1)) if seeds > 1 else math.nan
+    safe = seeds_needed(primary.margin, at_most(deviation, seeds))
+    of_a_pair = float(arm.seconds.mean() + other.seconds.mean()) / 60
     return {
         "arm": {axis: arm[axis].tolist()[0] for axis in axes},
         "n": arm.n.tolist()[0],
@@ -252,7 +257,8 @@ def _compared(arm: pd.DataFrame, other: pd.DataFrame, axes: list[str], task: Tas
         "pairing_gain": pairing_gain(a, b),
         "deviation": deviation,
         "seeds_for_margin": seeds_needed(primary.margin, deviation),
-        "seeds_for_margin_safe": seeds_needed(primary.margin, at_most(deviation, seeds)),
+        "seeds_for_margin_safe": safe,
+        "minutes_for_margin_safe": None if safe is None else safe * of_a_pair,
     }
 
 
