@@ -196,7 +196,13 @@ def test_rows_longer_than_any_that_was_read_are_said(store: Path) -> None:
     room = longest(run) - int(prompts_of(run, 4).lengths.max())
     assert "the longest has" not in lab(store, choices(), "--new-tokens", str(room)).stderr
     told = lab(store, choices(), "--new-tokens", str(room + 1)).stderr
-    assert f"rows get {longest(run) + 1} tokens long; in training and test the longest has {longest(run)}" in told
+    words = f"rows get {longest(run) + 1} tokens long; in training and test the longest has {longest(run)}"
+    assert words in told
+    bench = ["bench", "decode", run.directory.path.name, "--store", str(store), "--rounds", "1", "--batch", "4"]
+    told = CliRunner().invoke(cli, [*bench, "--count", "4", "--new-tokens", str(room + 1)]).stderr
+    assert told.count(f": {words}") == 1
+    rows = measure(run, (4,), 4, room, 1, torch.device("cpu"))
+    assert {row["beyond"] for row in rows} == {None}
 
 
 def test_the_command_in_json(store: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lab.analysis.peers import NotInstalled, build_peer
-from lab.analysis.speculation import prompts_of, speculation, ways
+from lab.analysis.speculation import beyond, prompts_of, speculation, ways
 from lab.analysis.trained import Trained
 from lab.learning.decoding import decode, now
 from lab.models.sizes import Model, Shape
@@ -33,7 +33,7 @@ def measure(
     """Rows of `speculation` for every batch and k = 1 to n, with what the run is (`Trained.about`).
 
     Also `characters_per_second`, by the characters of a token in the run's test examples, and `of_layers`, the speed-up
-    as a share of what layers allow.
+    as a share of what layers allow, and `beyond`, what to say of rows that get longer than any that the run has read.
 
     Args:
         run: finished.
@@ -56,6 +56,7 @@ def measure(
                     **row,
                     "characters_per_second": characters * row["tokens_per_second"],
                     "of_layers": row["speed_up"] / row["layers_allow"],
+                    "beyond": beyond(run, prompts, new_tokens),
                 }
             )
         listen()

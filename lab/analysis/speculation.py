@@ -84,6 +84,14 @@ def longest(run: Trained) -> int:
     return max(run.experiment.train.context, run.task.longest("test"))
 
 
+def beyond(run: Trained, prompts: Prompts, new_tokens: int) -> str | None:
+    """What to say of continuations that nothing ends and that get longer than any row the run has read; else None."""
+    most, read = int(prompts.lengths.max()) + new_tokens, longest(run)
+    if prompts.end is not None or most <= read:
+        return None
+    return f"rows get {most} tokens long; in training and test the longest has {read}"
+
+
 def end_token(run: Trained) -> int | None:
     """The token that ends each of the task's documents and stands nowhere else; None where there is none."""
     examples = run.test_examples(100)

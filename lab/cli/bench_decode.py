@@ -118,6 +118,8 @@ def _show(rows: list[dict[str, Any]]) -> None:
             f"{row['of_layers']:.2f}",
         )
     print_table(table)
+    for run, words in dict.fromkeys((row["run"], row["beyond"]) for row in rows if row["beyond"]):
+        say(f"{run}: {words}")
     for row in (row for row in rows if row["identical"] < 1):
         differ = f"{1 - row['identical']:.1%} of prompts differ from k = 1, by rounding at ties"
         say(f"{row['run']}, seed {row['seed']}, batch {row['batch']}, k = {row['k']}: {differ}")

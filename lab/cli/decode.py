@@ -72,7 +72,7 @@ def decode(
 
     Greedy decoding gives the same tokens with any k; sampling gives the same distribution.
     """
-    from lab.analysis.speculation import given_prompt, longest, paper, prompts_of, speculation, ways
+    from lab.analysis.speculation import beyond, given_prompt, paper, prompts_of, speculation, ways
     from lab.analysis.trained import Trained
     from lab.errors import BadInput
     from lab.experiments.store import find_run
@@ -92,9 +92,8 @@ def decode(
     if tree and len(tree) >= n:
         raise BadInput(f"--tree: {len(tree)} numbers are not allowed: the run has n = {n}, {n - 1} heads that draft")
     prompts = given_prompt(opened, prompt) if prompt else prompts_of(opened, count)
-    most, trained = int(prompts.lengths.max()) + new_tokens, longest(opened)
-    if prompts.end is None and most > trained:
-        say(f"rows get {most} tokens long; in training and test the longest has {trained}")
+    if warning := beyond(opened, prompts, new_tokens):
+        say(warning)
     compared = ways(heads or (len(tree) + 1 if tree else n), tree)
     first = prompts.tokens[:SHOWN], prompts.lengths[:SHOWN]
     shown = decoding.decode(model, *first, new_tokens, compared[-1], sampling, prompts.end, record=True)
