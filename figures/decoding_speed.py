@@ -1,7 +1,7 @@
 """What further heads are worth in decoding: tokens a forward pass, speed-up by batch, characters a second.
 
 One colour for each kind of run; dots are seeds, lines their means. In the panels of speed-ups dashed lines are what the
-layers allow. Characters a second are with all heads, against those of the first kind of run.
+layers allow. Characters a second are with all heads, against those of the first kind of run, of runs of its task.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ def draw(table: dict[str, Any]) -> Figure:
     for axes in places[:-1]:
         axes.set_xlabel("heads used, k")
         axes.set_xticks(sorted(drafting.k.unique()))
-    characters(places[-1], rows[rows.k == rows.n], colours, batches)
+    characters(places[-1], rows[(rows.k == rows.n) & (rows.task == rows.task.iloc[0])], colours, batches)
     for axes in places:
         axes.axhline(1, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
         axes.set_ylim(0, None)
@@ -61,13 +61,14 @@ def curves(axes: Axes, rows: pd.DataFrame, column: str, colours: Any, dots: bool
 
 def characters(axes: Axes, rows: pd.DataFrame, colours: Any, batches: list[int]) -> None:
     """Characters a second by batch, against the mean of the first kind of run."""
-    first = rows[rows.run == rows.run.iloc[0]].groupby("batch").characters_per_second.mean()
+    against = rows.run.iloc[0]
+    first = rows[rows.run == against].groupby("batch").characters_per_second.mean()
     place = {batch: i for i, batch in enumerate(batches)}
     for kind, part in rows.groupby("run", sort=False):
         ratio = part.characters_per_second / part.batch.map(first)
         mean = ratio.groupby(part.batch).mean()
         axes.plot(mean.index.map(place), mean, color=colours[kind], linewidth=2)
         axes.scatter(part.batch.map(place), ratio, s=14, color=colours[kind], alpha=0.5, linewidths=0)
-    axes.set_title("characters a second", loc="left", fontsize="medium")
+    axes.set_title(f"characters a second\nagainst {against}", loc="left", fontsize="medium")
     axes.set_xticks(list(place.values()), [str(batch) for batch in batches])
     axes.set_xlabel("batch")

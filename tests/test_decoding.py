@@ -99,6 +99,18 @@ def test_drafts_change_no_token(objective: Callable[..., Any], seed: int) -> Non
     assert accepted > 30  # not that no draft was ever good
 
 
+@pytest.mark.parametrize("objective", [Parallel, Sequential])
+def test_more_heads_than_there_is_text(objective: Callable[..., Any]) -> None:
+    """Sequential heads read again from 2k-2 positions back, which is before the start of so short a text."""
+    model = build_model(Model(layers=9, width=16, heads=2), objective(n=8), VOCABULARY, 0).double().eval()
+    for count in (1, 2, 3, 6):
+        for prompts in ([[1]], [[1, 2], [3, 0]]):
+            lengths = torch.tensor([len(row) - (row[-1] == 0) for row in prompts])
+            found = decode(model, torch.tensor(prompts), lengths, count, chain(8))
+            asked = rows_of(torch.tensor(prompts), lengths)
+            assert found.tokens == [one_at_a_time(model, prompt, count) for prompt in asked]
+
+
 @pytest.mark.parametrize("objective", [NextToken(), Shallow(n=3), Reweighted(n=3)], ids=lambda each: each.name)
 def test_objectives_without_further_heads_decode_plainly(objective: Any) -> None:
     model = build_model(Model(layers=4, width=16, heads=2), objective, VOCABULARY, 0).double()

@@ -181,27 +181,27 @@ def test_pass_at_k_shows_every_arm_at_its_oracle() -> None:
     table = answers(3)
     figure = drawn("pass_at_k", table)
     readable(figure)
-    (axes,) = figure.axes
-    assert {"1 → 1", "1 → 4", "4 → 1", "4 → 4"} == labels_of(axes).keys()
-    means = {
-        (row["arm"], row["k"]): 100 * row["mean"]
-        for row in over_seeds(table)["passing"]
-        if row["temperature"] == "oracle"
-    }
-    lines = [each for each in axes.lines if len(np.ravel(each.get_ydata())) == 2 and each.get_marker() == "None"]
-    drawn_means = [height for line in lines for height in np.ravel(line.get_ydata())]
-    assert drawn_means == pytest.approx(list(means.values()))
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["operations 1", "operations 2"]
+    assert {"1 → 1", "1 → 4", "4 → 1", "4 → 4"} == labels_of(figure.axes[-1]).keys()
+    for axes in figure.axes:
+        means = [
+            100 * row["mean"]
+            for row in over_seeds(table)["passing"]
+            if row["temperature"] == "oracle" and row["slice"] == axes.get_title(loc="left")
+        ]
+        lines = [each for each in axes.lines if len(np.ravel(each.get_ydata())) == 2 and each.get_marker() == "None"]
+        assert [height for line in lines for height in np.ravel(line.get_ydata())] == pytest.approx(means)
 
 
 def test_decoding_speed_shows_every_run_batch_and_k() -> None:
     random = np.random.default_rng(0)
     rows = [
         {
-            **{"run": run, "n": n, "k": k, "seed": seed, "batch": batch, "layers_allow": 1 + k / 3},
+            **{"run": run, "task": task, "n": n, "k": k, "seed": seed, "batch": batch, "layers_allow": 1 + k / 3},
             **{"speed_up": float(random.uniform(1, k)), "tokens_per_forward": k * 0.9},
             "characters_per_second": float(random.uniform(100, 200)),
         }
-        for run, n in (("words", 1), ("bytes", 4))
+        for run, task, n in (("words", "stories", 1), ("bytes", "stories", 4), ("sums", "polynomials", 4))
         for seed in (0, 1)
         for batch in (1, 8)
         for k in range(1, n + 1)
@@ -211,9 +211,11 @@ def test_decoding_speed_shows_every_run_batch_and_k() -> None:
     _, *speed_ups, characters = figure.axes
     for axes, batch in zip(speed_ups, (1, 8), strict=True):
         dots = np.concatenate([np.asarray(each.get_offsets()) for each in axes.collections])
-        expected = [(row["k"], row["speed_up"]) for row in rows if row["batch"] == batch and row["run"] == "bytes"]
+        expected = [(row["k"], row["speed_up"]) for row in rows if row["batch"] == batch and row["n"] == 4]
         np.testing.assert_allclose(sorted(dots.tolist()), sorted(expected))
     assert [each.get_text() for each in characters.get_xticklabels()] == ["1", "8"]
+    assert characters.get_title(loc="left").endswith("against words")
+    assert sum(len(np.asarray(each.get_offsets())) for each in characters.collections) == 2 * 2 * 2  # not of sums
 
 
 @pytest.mark.parametrize("name", ["induction_by_size", "induction_curves"])

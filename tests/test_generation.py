@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,11 @@ def test_calibration_error() -> None:
     assert calibration_error(confidence, random.uniform(size=30_000) < confidence) < 0.02
     assert calibration_error(confidence, random.uniform(size=30_000) < confidence - 0.2) == pytest.approx(0.2, abs=0.02)
     assert calibration_error(np.ones(40), np.arange(40) < 30) >= 0.25 - 1e-9  # of its bins, at least that of the whole
+    for tokens in (30, 300):  # few tokens look off when they are not, by as much as is told
+        drawn = random.uniform(0.3, 0.9, (300, tokens))
+        off = [calibration_error(each, random.uniform(size=tokens) < each) for each in drawn]
+        assert generation.calibrated_error(drawn[0]) == pytest.approx(np.mean(off), rel=0.1)
+        assert np.mean(off) > 0.05
     two = np.repeat([0.5, 1.0], generation.BINS * 4)
     half = np.concatenate([np.arange(generation.BINS * 4) % 2 == 0, np.ones(generation.BINS * 4, bool)])
     assert calibration_error(two, half) == pytest.approx(0.0, abs=0.02)
@@ -128,11 +134,14 @@ def test_generative_accuracy_is_exact_match(run: Trained) -> None:
     assert result
     rows = [row for row in result["scores"] if (row["split"], row["checkpoint"]) == ("test", "final")]
     whole = [row for row in rows if row["operator"] == row["seen"] == "all"]
-    exact = sum(row["exact_match"] * row["count"] for row in whole) / sum(row["count"] for row in whole)
     told = generation.answering(run, 90)
-    assert told["questions"] == sum(row["count"] for row in whole) == 90
-    assert told["generative_accuracy"] == pytest.approx(exact)
-    assert 0 < told["generative_accuracy"] < told["choice_accuracy"]
+    by_operations = {f"operations {row['operations']}": row for row in whole}
+    assert [row["slice"] for row in told] == list(by_operations)
+    for row in told:
+        assert row["questions"] == by_operations[row["slice"]]["count"]
+        assert row["generative_accuracy"] == pytest.approx(by_operations[row["slice"]]["exact_match"])
+    given, chosen = (sum(row[f"{way}_accuracy"] * row["questions"] for row in told) for way in ("generative", "choice"))
+    assert 0 < given < chosen
 
 
 def test_likelihoods_are_those_of_reading_each_answer(run: Trained) -> None:
@@ -177,11 +186,15 @@ def test_samples_are_counted_question_by_question(run: Trained, monkeypatch: pyt
 
 def test_the_oracle_is_the_best_temperature_of_each_k(run: Trained) -> None:
     rows = list(generation.passing(run, 60, 8, (1, 4, 8), (0.3, 1.0)))
-    for k in (1, 4, 8):
-        of_k = {row["temperature"]: row["pass_at_k"] for row in rows if row["k"] == k}
-        assert of_k["oracle"] == max(of_k[0.3], of_k[1.0])
-    by_k = [row["pass_at_k"] for row in rows if row["temperature"] == 1.0]
-    assert by_k == sorted(by_k)
+    slices = list(dict.fromkeys(row["slice"] for row in rows))
+    assert slices == [words for words, _ in generation.by_slice(run, 60)]
+    for words in slices:
+        mine = [row for row in rows if row["slice"] == words]
+        for k in (1, 4, 8):
+            of_k = {row["temperature"]: row["pass_at_k"] for row in mine if row["k"] == k}
+            assert of_k["oracle"] == max(of_k[0.3], of_k[1.0])
+        by_k = [row["pass_at_k"] for row in mine if row["temperature"] == 1.0]
+        assert by_k == sorted(by_k)
     again = list(generation.passing(run, 60, 8, (1, 4, 8), (0.3, 1.0)))
     assert rows == again
 
@@ -191,11 +204,14 @@ def test_the_command(run: Trained) -> None:
     told = CliRunner().invoke(cli, [*arguments, "--temperature", "0.5", "--json"])
     assert told.exit_code == 0, told.output
     document = json.loads(told.stdout.splitlines()[-1])
-    assert [(row["k"], row["temperature"]) for row in document["passing"]] == [
-        (k, temperature) for temperature in (0.5, "oracle") for k in (1, 2, 5)
+    slices = [f"operations {m}" for m in (1, 2, 3)]
+    assert [(row["slice"], row["k"], row["temperature"]) for row in document["passing"]] == [
+        (words, k, temperature) for temperature in (0.5, "oracle") for words in slices for k in (1, 2, 5)
     ]
-    assert len(document["answering"]) == 1
-    assert [row["seeds"] for row in document["over_seeds"]["passing"]] == [1] * 6
+    assert [row["slice"] for row in document["answering"]] == slices
+    assert [row["seeds"] for row in document["over_seeds"]["passing"]] == [1] * 18
+    twice = CliRunner().invoke(cli, [*arguments, "--temperature", "0.5", "--temperature", "0.5", "--json"])
+    assert json.loads(twice.stdout.splitlines()[-1])["passing"] == document["passing"]
     shown = CliRunner().invoke(cli, arguments)
     assert shown.exit_code == 0, shown.output
     assert "oracle" in shown.stdout
@@ -209,11 +225,15 @@ def answers(seeds: int) -> dict[str, Any]:
         for source in ("n1", "n4") for n in (1, 4) for seed in range(seeds)
     ]  # fmt: skip
     passing = [
-        {"identity": run["identity"], "k": k, "temperature": temperature, "pass_at_k": float(random.random())}
-        for run in runs for temperature in (0.5, "oracle") for k in (1, 10)
+        {
+            "identity": run["identity"], "slice": f"operations {m}", "k": k, "temperature": temperature,
+            "pass_at_k": float(random.random()),
+        }
+        for run in runs for temperature in (0.5, "oracle") for m in (1, 2) for k in (1, 10)
     ]  # fmt: skip
     answering = [
-        {"identity": run["identity"], **dict.fromkeys(MEASURES["answering"], i / 100)} for i, run in enumerate(runs)
+        {"identity": run["identity"], "slice": "all", **dict.fromkeys(MEASURES["answering"], i / 100)}
+        for i, run in enumerate(runs)
     ]
     return {"runs": runs, "passing": passing, "answering": answering}
 
@@ -221,16 +241,29 @@ def answers(seeds: int) -> dict[str, Any]:
 def test_answers_over_seeds() -> None:
     document = answers(3)
     summary = over_seeds(document)
-    assert len(summary["passing"]) == 4 * 2 * 2
+    assert len(summary["passing"]) == 4 * 2 * 2 * 2
     assert len(summary["answering"]) == 4 * len(MEASURES["answering"])
     for row in summary["passing"]:
         values = [
             each["pass_at_k"]
             for each in document["passing"]
             if each["identity"].startswith(row["arm"].replace(", n = ", "-") + "-")
-            and (each["k"], each["temperature"]) == (row["k"], row["temperature"])
+            and all(each[name] == row[name] for name in ("slice", "k", "temperature"))
         ]
         expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
         assert (row["mean"], row["low"], row["high"]) == pytest.approx((np.mean(values), *expected))
         assert row["seeds"] == 3
     assert np.isnan(over_seeds(answers(1))["answering"][0]["low"])
+
+
+def test_slices_stand_apart() -> None:
+    """Fresh and pool names tell the same test stories: asked together, questions would not be independent."""
+    stories = tiny("task={name: stories}", "train.context=256", "evaluation.examples=4")
+    run = Trained(RunDirectory(Path("nowhere"), stories))
+    parts = dict(generation.by_slice(run, 40))
+    assert list(parts) == ["names fresh", "names pool"]
+    assert {len(part.lengths) for part in parts.values()} == {20}
+    for words, part in parts.items():
+        assert (part.slices["names"] == words.removeprefix("names ")).all()
+    choices = tiny("task={name: choices, stations: [{branches: 2, span: 1}]}", "evaluation.examples=4")
+    assert [words for words, _ in generation.by_slice(Trained(RunDirectory(Path("nowhere"), choices)), 5)] == ["all"]

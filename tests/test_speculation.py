@@ -26,6 +26,7 @@ from lab.learning import decoding
 from lab.learning.decoding import Sampling, Step, decode
 from lab.models.decoder import Context, Decoder
 from lab.models.sizes import Shape
+from lab.objectives import build_model
 from tests.conftest import tiny
 
 CHOICES = "task={name: choices, stations: [{branches: 2, span: 1}, {branches: 3, span: 3, entropy: 0.5}]}"
@@ -128,9 +129,46 @@ def test_rows_of_known_times(monkeypatch: pytest.MonkeyPatch, store: Path) -> No
         assert row["layers"] == row["k"] + 1
         assert row["layers_allow"] == pytest.approx(row["tokens_per_forward"] * 2 / (1 + row["k"]))
         assert row["identical"] == 1
-        if row["k"] > 1:
-            assert row["break_even_acceptance"] == pytest.approx((cost - 1) / (row["k"] - 1))
+        assert (row["step_cost"], row["waiting"]) == pytest.approx((cost, 1))
+        if row["k"] > 1:  # at that share the tokens of a pass, drafts and head 1's own, are what it costs
+            own, verified = row["tokens"] - 12 - alone.accepted.sum(), alone.proposed.sum()
+            assert row["break_even_acceptance"] * verified + own == pytest.approx(cost * row["passes"])
     assert 1.2 < table[2]["tokens_per_forward"] < 3
+
+
+def test_in_a_batch_waiting_is_told_from_what_a_pass_takes(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
+    run = opened(store, polynomials())
+    model, prompts = run.model(run.steps[-1]), prompts_of(run, 12)._replace(end=None)
+    Clock(monkeypatch)
+    table = speculation.speculation(model, prompts, ways(3, None), 6, batch=8, rounds=1)
+    for row, cost in zip(table, (1.0, 1.25, 1.5), strict=True):
+        parts = [
+            decode(model, prompts.tokens[rows], prompts.lengths[rows], 6, row["drafts"])
+            for rows in (slice(0, 8), slice(8, 12))
+        ]
+        assert row["steps"] == sum(part.passes.max() for part in parts) < row["passes"]
+        assert row["step_cost"] == pytest.approx(cost)
+        assert row["cost_per_forward"] == pytest.approx(row["step_cost"] * row["waiting"])
+        assert row["speed_up"] == pytest.approx(table[0]["seconds"] / row["seconds"])
+    assert table[2]["waiting"] > 1.05  # some rows accept more than others
+
+
+def test_a_tree_that_is_a_chain_is_no_other_way() -> None:
+    assert ways(3, (1, 1)) == ways(3, None) == [(), (1,), (1, 1)]
+    assert ways(3, (1,)) == [(), (1,), (1, 1)]
+
+
+def test_layers_are_those_of_any_batch(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
+    """Where the first batch ends with its first token, heads that read ahead have not run in it."""
+    run = opened(store, polynomials())
+    ahead = tiny("objective={name: sequential, n: 3}")
+    model = build_model(ahead.model, ahead.objective, len(run.task.vocabulary), 0).eval()
+    prompts = prompts_of(run, 12)
+    firsts = [tokens[0] for tokens in decode(model, prompts.tokens, prompts.lengths, 1).tokens]
+    [first, *_] = firsts
+    assert any(token != first for token in firsts)
+    table = speculation.speculation(model, prompts._replace(end=first), ways(3, None), 6, batch=1, rounds=1)
+    assert [row["layers"] for row in table] == [2, 3, 4]
 
 
 def test_rows_differ_when_drafts_change_tokens(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:

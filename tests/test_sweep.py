@@ -94,6 +94,9 @@ def test_the_labs_own_sweeps_are_sound(path: Path) -> None:
     for scale in scales:
         sweep = load_sweep(str(path), scale)
         assert len({cell.experiment.seed for cell in sweep.cells}) >= 2
+        operations = sweep.primary.where.get("operations") if sweep.primary else None
+        if operations is not None:  # what the endpoints say: the most operations trained on
+            assert {cell.experiment.task.model_dump()["train_operations"][1] for cell in sweep.cells} == {operations}
         if path.stem == "polynomials_n":
             assert {cell.experiment.objective.n for cell in sweep.cells} == {1, 2, 4}
         if path.stem == "finetuning":

@@ -4,6 +4,7 @@ Time per character is what makes runs with unlike tokens comparable (Section 3.3
 tokens with n = 1).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
@@ -30,7 +31,7 @@ def measure(
     device: torch.device,
     listen: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Rows of `speculation` for every batch and k = 1 to n, with what the run is (`Trained.about`).
+    """Rows of `speculation` for every batch and k = 1 to n, with what the run is (`Trained.about`, `task`).
 
     Also `characters_per_second`, by the characters of a token in the run's test examples, and `of_layers`, the speed-up
     as a share of what layers allow, and `beyond`, what to say of rows that get longer than any that the run has read.
@@ -38,7 +39,7 @@ def measure(
     Args:
         run: finished.
         batches: rows decoded at once.
-        count: prompts, test examples; as many as a batch has rows where that is more.
+        count: prompts, test examples; more where that fills the last batch.
         new_tokens: the most added to a prompt.
         rounds: times that each batch is decoded with each k, all in turn; seconds are the median.
         device: where, in fp32.
@@ -47,12 +48,13 @@ def measure(
     model, found = run.model(run.steps[-1]).to(device), []
     characters = characters_per_token(run)
     for batch in batches:
-        prompts = prompts_of(run, max(count, batch))
+        prompts = prompts_of(run, batch * math.ceil(count / batch))
         prompts = prompts._replace(tokens=prompts.tokens.to(device), lengths=prompts.lengths.to(device))
         for row in speculation(model, prompts, ways(model.objective.n, None), new_tokens, batch, rounds=rounds):
             found.append(
                 {
                     **run.about,
+                    "task": run.experiment.task.name,
                     **row,
                     "characters_per_second": characters * row["tokens_per_second"],
                     "of_layers": row["speed_up"] / row["layers_allow"],

@@ -2,7 +2,8 @@
 
 A question is a test example up to its scored tokens, of which one run, tokens that are scored one after another, is the
 answer: of polynomials the coefficients and the end token, of stories the second token of a name that was mentioned
-before.
+before. Slices that a task's scores are shown along (numbers of operations, fresh and pool names) stand apart here too;
+questions seen and unseen in training do not.
 
 - pass@k, whether one of k samples is right (Chen et al. 2021, arXiv 2107.03374): from s samples of which c are right,
   1 - C(s - c, k) / C(s, k), which is unbiased. By temperature; the best temperature for each k is an oracle, since it
@@ -11,9 +12,10 @@ before.
   replaced by another of its kind that stands in that place in other answers. Beside generative accuracy (the likeliest
   answer, at temperature 0, is right) it is the paper's Fig. 5 against its Fig. 6: choosing an answer and giving one.
 - Calibration of head 1 on the scored tokens: the mean distance between confidence and accuracy, over bins of equally
-  many tokens (Naeini et al. 2015's expected calibration error, with bins as of Nguyen & O'Connor 2015).
+  many tokens (Naeini et al. 2015's expected calibration error, with bins as of Nguyen & O'Connor 2015). It is above 0
+  for a calibrated model, too, the more so the fewer the tokens (Kumar et al. 2019); what it would be stands beside it.
 
-Intervals: those over questions are of one run, 1.96 standard errors of the mean; over seeds, Student's.
+Of one run there are standard errors over questions; over seeds, intervals (`lab.report.answers`).
 """
 
 import math
@@ -36,6 +38,8 @@ MISSES = 3
 """Near misses that an answer is chosen among."""
 BINS = 15
 """Of confidence."""
+_REDRAWN = 200
+"""Times that what a calibrated model would get right is drawn."""
 _ROWS = 256
 """Prompts that are decoded at once."""
 
@@ -92,6 +96,19 @@ def questions(examples: Examples) -> Questions:
     return Questions(select(examples, rows), starts, ends)
 
 
+def by_slice(run: Trained, count: int) -> list[tuple[str, Examples]]:
+    """`count` test examples, by the slice that the task's scores are shown along: its words, as "operations 3".
+
+    "all" where the task slices tokens, not examples.
+    """
+    found, across = run.test_examples(count), run.task.across
+    if across not in found.slices:
+        return [("all", found)]
+    values = found.slices[across]
+    parts = [(f"{across} {value}", select(found, np.flatnonzero(values == value))) for value in np.unique(values)]
+    return [(words, part) for words, part in parts if part.scored[:, 1:].any()]
+
+
 def right_samples(model: LanguageModel, asked: Questions, samples: int, temperature: float) -> NDArray[np.int64]:
     """How many of the samples answer each question right, [Q]; at temperature 0 they are the likeliest tokens."""
     device = next(model.parameters()).device
@@ -115,34 +132,44 @@ def right_samples(model: LanguageModel, asked: Questions, samples: int, temperat
 def passing(
     run: Trained, examples: int, samples: int, ks: Sequence[int], temperatures: Sequence[float]
 ) -> Iterator[dict[str, Any]]:
-    """pass@k of a run's last weights: a row for each temperature and k, then for each k's oracle.
+    """pass@k of a run's last weights: a row for each temperature, slice and k, then for each slice's and k's oracle.
 
-    Rows have the run's `identity`, `k`, `temperature` ("oracle" for the best for this k), `questions`, `samples`,
-    `pass_at_k`, and `error`, its standard error over questions.
+    Rows have the run's `identity`, `slice` (`by_slice`), `k`, `temperature` ("oracle" for the best for this slice and
+    k), `questions`, `samples`, `pass_at_k`, and `error`, its standard error over questions.
     """
-    model, asked = run.model(run.steps[-1]), questions(run.test_examples(examples))
-    about = {"identity": run.experiment.identity, "questions": len(asked.starts), "samples": samples}
-    best: dict[int, dict[str, Any]] = {}
+    model = run.model(run.steps[-1])
+    parts = [(words, questions(found)) for words, found in by_slice(run, examples)]
+    best: dict[tuple[str, int], dict[str, Any]] = {}
     for temperature in temperatures:
-        right = right_samples(model, asked, samples, temperature)
-        for k in ks:
-            each = pass_at_k(samples, right, k)
-            measured = {"pass_at_k": float(each.mean()), "error": standard_error(each)}
-            row = {**about, "k": k, "temperature": temperature, **measured}
-            best[k] = max(best.get(k, row), row, key=lambda row: row["pass_at_k"])
-            yield row
+        for words, asked in parts:
+            right = right_samples(model, asked, samples, temperature)
+            about = {"identity": run.experiment.identity, "slice": words, "questions": len(right), "samples": samples}
+            for k in ks:
+                each = pass_at_k(samples, right, k)
+                measured = {"pass_at_k": float(each.mean()), "error": standard_error(each)}
+                row = {**about, "k": k, "temperature": temperature, **measured}
+                best[words, k] = max(best.get((words, k), row), row, key=lambda row: row["pass_at_k"])
+                yield row
     yield from ({**row, "temperature": "oracle"} for row in best.values())
 
 
-def answering(run: Trained, examples: int) -> dict[str, Any]:
-    """What a run's last weights choose, give and believe: one row.
+def answering(run: Trained, examples: int) -> list[dict[str, Any]]:
+    """What a run's last weights choose, give and believe: a row for each slice.
 
-    It has the run's `identity`, `questions`, `generative_accuracy` (greedy), `choice_accuracy` among the answer and up
-    to `MISSES` near misses, `choice_chance`, standard errors of the two over questions (`…_error`), and of the scored
-    tokens their number `tokens`, `confidence` (the mean probability of the likeliest token), `accuracy`, and
-    `calibration_error`.
+    Rows have the run's `identity`, `slice` (`by_slice`), `questions`, `generative_accuracy` (greedy), `choice_accuracy`
+    among the answer and up to `MISSES` near misses, `choice_chance`, standard errors of the two over questions
+    (`…_error`), and of the scored tokens their number `tokens`, `confidence` (the mean probability of the likeliest
+    token), `accuracy`, `calibration_error`, and `calibrated_error`, what that would be if accuracy were as believed.
     """
-    model, found = run.model(run.steps[-1]), run.test_examples(examples)
+    model = run.model(run.steps[-1])
+    return [
+        {"identity": run.experiment.identity, "slice": words, **_answering(run, model, found)}
+        for words, found in by_slice(run, examples)
+    ]
+
+
+def _answering(run: Trained, model: LanguageModel, found: Examples) -> dict[str, Any]:
+    """A row of `answering`, of the examples of a slice."""
     asked = questions(found)
     given = right_samples(model, asked, 1, 0.0)
     options, kinds = near_misses(asked, run.task.kind(asked.examples))
@@ -152,7 +179,6 @@ def answering(run: Trained, examples: int) -> dict[str, Any]:
     confidence, correct = _beliefs(model, found)
     count = len(given)
     return {
-        "identity": run.experiment.identity,
         "questions": count,
         "generative_accuracy": float(given.mean()),
         "generative_error": standard_error(given),
@@ -163,6 +189,7 @@ def answering(run: Trained, examples: int) -> dict[str, Any]:
         "confidence": float(confidence.mean()),
         "accuracy": float(correct.mean()),
         "calibration_error": calibration_error(confidence, correct),
+        "calibrated_error": calibrated_error(confidence),
     }
 
 
@@ -245,3 +272,10 @@ def calibration_error(confidence: NDArray[np.float64], correct: NDArray[np.bool_
     parts = [part for part in np.array_split(order, BINS) if len(part)]
     off = sum(len(part) * abs(confidence[part].mean() - correct[part].mean()) for part in parts)
     return float(off / len(order))
+
+
+def calibrated_error(confidence: NDArray[np.float64]) -> float:
+    """The mean `calibration_error` of as many tokens that are right just as often as they are believed to be."""
+    random = np.random.default_rng(0)
+    draws = (calibration_error(confidence, random.random(len(confidence)) < confidence) for _ in range(_REDRAWN))
+    return float(np.mean(list(draws)))

@@ -6,8 +6,9 @@ heads' logits. From what is measured, the speed-up over k = 1, follows what a pa
 
     cost_per_forward = tokens_per_forward / speed_up,
 
-in plain passes: also the tokens a forward from which drafts pay, and (cost - 1) / (k - 1) the share of drafts that have
-to be accepted. If passes took time by their layers alone, as where reading weights bounds them, the speed-up would be
+in plain passes: also the tokens a forward from which drafts pay. In a batch it has two factors: `step_cost`, what a
+pass of the batch takes, and `waiting`, how much more than in plain decoding rows wait for those that need more passes.
+If passes took time by their layers alone, as where reading weights bounds them, the speed-up would be
 
     layers_allow = tokens_per_forward (N - n + 1) / (N - n + k)
 
@@ -103,7 +104,8 @@ def end_token(run: Trained) -> int | None:
 
 def ways(heads: int, tree: Sequence[int] | None) -> list[tuple[int, ...]]:
     """The `drafts` that are compared: none, the chains of 2 to `heads` heads, and the tree."""
-    return [*(chain(k) for k in range(1, heads + 1)), *([tuple(tree)] if tree else [])]
+    chains = [chain(k) for k in range(1, heads + 1)]
+    return [*chains, *([tuple(tree)] if tree and tuple(tree) not in chains else [])]
 
 
 def speculation(
@@ -119,12 +121,13 @@ def speculation(
     """How each way of drafting does on the same prompts, in rows, JSON types.
 
     Rows have `k` heads, `drafts` (candidates of each further head), `batch`, `prompts`, `tokens` made, `passes` (summed
-    over prompts), `tokens_per_forward`, `accepted` (share by depth, that of head 2's drafts first), `accepted_length`
-    (drafts accepted a pass), `seconds`, `tokens_per_second`, `speed_up` over plain decoding, `cost_per_forward` in
-    plain passes, `break_even_acceptance`, the share of drafts from which it pays, `layers` that take part,
-    `layers_allow`, the speed-up if passes took time by layers, and `identical`, the share of prompts whose tokens are
-    those of plain decoding (None where they are sampled). Time and tokens a forward are without reading the prompt and
-    the token that it gives.
+    over prompts), `steps` (passes of a batch, summed over batches), `tokens_per_forward`, `accepted` (share of the
+    drafts verified by depth, that of head 2's first; none stand after a row's end), `accepted_length` (drafts accepted
+    a pass), `seconds`, `tokens_per_second`, `speed_up` over plain decoding, `cost_per_forward`, `step_cost` in plain
+    ones and `waiting`, `break_even_acceptance`, the share of verified drafts from which it pays, `layers` that take
+    part, `layers_allow`, the speed-up if passes took time by layers, and `identical`, the share of prompts whose tokens
+    are those of plain decoding (None where they are sampled). Time and tokens a forward are without reading the prompt
+    and the token that it gives.
 
     Args:
         model: of a finished run.
@@ -163,12 +166,13 @@ def _row(found: Sequence[Decoded], drafts: tuple[int, ...], seconds: float, batc
     tokens = sum(len(row) for each in found for row in each.tokens)
     proposed, accepted = (sum(getattr(each, name) for each in found) for name in ("proposed", "accepted"))
     return {
-        "k": len(drafts) + 1, "drafts": list(drafts), "batch": batch, "prompts": rows, "tokens": tokens,
-        "passes": passes, "tokens_per_forward": _share(tokens - rows, passes),
+        "k": len(drafts) + 1, "drafts": list(drafts), "batch": min(batch, rows), "prompts": rows, "tokens": tokens,
+        "passes": passes, "steps": sum(int(each.passes.max()) for each in found),
+        "tokens_per_forward": _share(tokens - rows, passes),
         "accepted": [_share(good, all_) for good, all_ in zip(accepted, proposed, strict=True)],
         "accepted_length": _share(int(accepted.sum()), passes),
         "seconds": seconds, "tokens_per_second": _share(tokens - rows, seconds),
-        "layers": found[0].layers,
+        "layers": max(each.layers for each in found),  # in batches that end at once no further head takes part
     }  # fmt: skip
 
 
@@ -178,12 +182,17 @@ def _compared(
 ) -> dict[str, Any]:  # fmt: skip
     speed_up = _share(row["tokens_per_second"], plain["tokens_per_second"])
     cost = _share(row["tokens_per_forward"], speed_up)
+    step_cost = _share(_share(row["seconds"], row["steps"]), _share(plain["seconds"], plain["steps"]))
+    own = row["tokens_per_forward"] - row["accepted_length"]  # head 1's: 1 a pass, but for a row's last
+    verified = _share(sum(each.proposed.sum() for each in found), row["passes"])
     pairs = [pair for one, two in zip(found, plainly, strict=True) for pair in zip(one.tokens, two.tokens, strict=True)]
     return {
         **row,
         "speed_up": speed_up,
         "cost_per_forward": cost,
-        "break_even_acceptance": (cost - 1) / (row["k"] - 1) if row["k"] > 1 else None,
+        "step_cost": step_cost,
+        "waiting": _share(cost, step_cost),
+        "break_even_acceptance": _share(cost - own, verified) if row["k"] > 1 else None,
         "layers_allow": row["tokens_per_forward"] * plain["layers"] / row["layers"],
         "identical": _share(sum(one == two for one, two in pairs), len(pairs)) if sampling is None else None,
     }

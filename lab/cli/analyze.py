@@ -152,10 +152,12 @@ def generation(
 ) -> None:
     """Answers: pass@k, choices between answers, calibration.
 
-    A question is a test example up to its scored tokens, of which one run is the answer. pass@k is the unbiased
-    estimate from the samples, by temperature; `oracle` is the best temperature for each k, known only afterwards.
-    Choices are between the answer and three near misses. Errors of single runs are standard errors over questions; of a
-    sweep's arms follow means over seeds with 95 % intervals over seeds.
+    A question is a test example up to its scored tokens, of which one run is the answer. Numbers of operations, and
+    fresh and pool names, stand apart; the examples are shared among them. pass@k is the unbiased estimate from the
+    samples, by temperature; `oracle` is the best temperature for each k, known only afterwards. Choices are between the
+    answer and three near misses. Beside the calibration error stands what a calibrated model's would be on as many
+    tokens. Errors of single runs are standard errors over questions; of a sweep's arms follow means over seeds with
+    95 % intervals over seeds.
     """
     from lab.analysis.generation import answering, passing
     from lab.analysis.trained import opened
@@ -164,12 +166,14 @@ def generation(
     ks = [k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k <= samples]
     tables: dict[str, list[dict[str, Any]]] = {"passing": [], "answering": []}
     runs = opened(name, scale, store)
-    with counting("temperatures, their oracle, and choices", len(runs) * (2 + len(temperatures))) as count:
+    rounds = len(runs) * (2 + len({*temperatures}))
+    with counting("temperatures, their oracle, and choices", rounds) as count:
         for run in runs:
-            for _, of_one in groupby(passing(run, examples, samples, ks, temperatures), itemgetter("temperature")):
+            found = passing(run, examples, samples, ks, tuple(dict.fromkeys(temperatures)))
+            for _, of_one in groupby(found, itemgetter("temperature")):
                 tables["passing"] += of_one
                 count()
-            tables["answering"].append(answering(run, examples))
+            tables["answering"] += answering(run, examples)
             count()
     document = {**_about("generation", name, scale, runs, examples), **tables}
     summary = over_seeds(document)
@@ -183,20 +187,20 @@ def generation(
         click.echo(f"\n{run.directory.path}, step {run.steps[-1]}")
         _table(
             "pass@k; errors are standard errors over questions", mine["passing"],
-            ("k", "temperature", "questions", "samples", "pass_at_k", "error"),
+            ("slice", "k", "temperature", "questions", "samples", "pass_at_k", "error"),
         )  # fmt: skip
         _table(
             "giving an answer, choosing one, and confidence on scored tokens", mine["answering"],
             (
-                "generative_accuracy", "generative_error", "choice_accuracy", "choice_error", "choice_chance",
-                "confidence", "accuracy", "calibration_error",
+                "slice", "generative_accuracy", "generative_error", "choice_accuracy", "choice_error", "choice_chance",
+                "confidence", "accuracy", "calibration_error", "calibrated_error",
             ),
         )  # fmt: skip
     if len(runs) > 1:
         spread = ("mean", "low", "high", "seeds")
         best = [row for row in summary["passing"] if row["temperature"] == "oracle"]
-        _table("over seeds: pass@k at the best temperature for each k", best, ("arm", "k", *spread))
-        _table("over seeds: giving, choosing, confidence", summary["answering"], ("arm", "measure", *spread))
+        _table("over seeds: pass@k at the best temperature for each k", best, ("arm", "slice", "k", *spread))
+        _table("over seeds: giving, choosing, confidence", summary["answering"], ("arm", "slice", "measure", *spread))
 
 
 def _models(runs: "list[Trained]", every: bool) -> int:

@@ -40,7 +40,8 @@ def decode(
     A RUN is a run's directory, label or identity; a SWEEP a YAML file such as sweeps/decoding.yaml, whose runs must
     all be there with their weights. Prompts are test examples, as of `lab decode`, which tells more of one run. All k
     take their turns in every batch, and medians count. `of layers` is the speed-up as a share of what layers allow:
-    tokens a forward times the layers of k = 1 over those of k. Characters a second compare runs with unlike tokens.
+    tokens a forward times the layers of k = 1 over those of k; in a batch rows also wait for each other, by the factor
+    `waiting` more than with k = 1. Characters a second compare runs with unlike tokens.
 
     Then plain decoding beside `generate` of transformers' Llama with its cache, in the runs' shapes, with random
     weights (pip install 'mtp-lab[peers]').
@@ -59,13 +60,13 @@ def decode(
     found = [run for name in names for run in opened(name, scale, store)]
     runs = list({run.experiment.identity: run for run in found}.values())
     shapes = dict.fromkeys((run.experiment.model.shape, len(run.task.vocabulary)) for run in runs)
-    rows, beside = [], []
-    with counting("batch sizes", (len(runs) + len(shapes)) * len(batches)) as listen:
+    rows, beside, sizes = [], [], tuple(dict.fromkeys(batches))
+    with counting("batch sizes", (len(runs) + len(shapes)) * len(sizes)) as listen:
         for run in runs:
-            of_run = measure(run, batches, count, new_tokens, rounds, place, listen)
+            of_run = measure(run, sizes, count, new_tokens, rounds, place, listen)
             rows += [{"run": _label(run), **row} for row in of_run]
         for shape, vocabulary in shapes:
-            for batch in batches:
+            for batch in sizes:
                 beside.append(beside_transformers(shape, vocabulary, batch, 64, new_tokens, rounds, place))
                 listen()
     held = [row["of_layers"] for row in rows if row["batch"] == 1 and row["k"] == row["n"] > 1]
@@ -100,8 +101,8 @@ def _show(rows: list[dict[str, Any]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("run", justify="right")
     for column in (
-        "seed",
-        "batch", "k", "tokens a\nforward", "tokens/s", "characters/s", "speed-up", "layers\nallow", "of layers"
+        "seed", "batch", "k", "tokens a\nforward", "tokens/s", "characters/s", "speed-up", "layers\nallow", "of layers",
+        "waiting",
     ):  # fmt: skip
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
@@ -116,12 +117,13 @@ def _show(rows: list[dict[str, Any]]) -> None:
             f"{row['speed_up']:.2f}",
             f"{row['layers_allow']:.2f}",
             f"{row['of_layers']:.2f}",
+            f"{row['waiting']:.2f}",
         )
     print_table(table)
     for run, words in dict.fromkeys((row["run"], row["beyond"]) for row in rows if row["beyond"]):
         say(f"{run}: {words}")
     for row in (row for row in rows if row["identical"] < 1):
-        differ = f"{1 - row['identical']:.1%} of prompts differ from k = 1, by rounding at ties"
+        differ = f"{1 - row['identical']:.1%} of prompts differ from k = 1, as rounding at ties may have it"
         say(f"{row['run']}, seed {row['seed']}, batch {row['batch']}, k = {row['k']}: {differ}")
 
 

@@ -1,5 +1,6 @@
 """`lab decode`: continue prompts with a run's own drafts, see which are accepted, and what that is worth."""
 
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -177,6 +178,13 @@ def _print_continuations(task: "Task", prompts: "Prompts", steps: list[list["Ste
         console.print()
 
 
+def _needed(share: float | None) -> str:
+    """From which share of drafts they pay."""
+    if share is None or math.isnan(share):
+        return ""
+    return "never" if share > 1 else f"{max(0.0, share):.2f}"
+
+
 def _marked(kind: str, words: str, colour: bool) -> "Text":
     from rich.text import Text
 
@@ -203,7 +211,7 @@ def _print_rows(title: str, rows: list[dict[str, Any]], n: int) -> None:
     heads = min((each for each in PAPER_BYTES if each >= n), default=max(PAPER_BYTES))
     columns = (
         "k", "tree", "tokens a\nforward", "drafts\naccepted", "tokens/s", "speed-up", "cost of\na pass",
-        "pays from\nshare", "layers", "layers\nallow", "S2, code\nn = 4", f"S3, bytes\nn = {heads}",
+        "by\nwaiting", "pays from\nshare", "layers", "layers\nallow", "S2, code\nn = 4", f"S3, bytes\nn = {heads}",
     )  # fmt: skip
     click.echo(f"{title}; {rows[0]['prompts']} prompts in batches of {rows[0]['batch']}, {rows[0]['tokens']:,} tokens")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -211,7 +219,6 @@ def _print_rows(title: str, rows: list[dict[str, Any]], n: int) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         published = (measured.get(row["k"]) for measured in (PAPER_SPEED_UPS["code"], PAPER_BYTES[heads]))
-        needed = row["break_even_acceptance"]
         table.add_row(
             str(row["k"]),
             ",".join(map(str, row["drafts"])) if max(row["drafts"], default=1) > 1 else "",
@@ -220,7 +227,8 @@ def _print_rows(title: str, rows: list[dict[str, Any]], n: int) -> None:
             f"{row['tokens_per_second']:,.0f}",
             f"{row['speed_up']:.2f}",
             f"{row['cost_per_forward']:.2f}",
-            "" if needed is None else "never" if needed > 1 else f"{max(0.0, needed):.2f}",
+            f"{row['waiting']:.2f}",
+            _needed(row["break_even_acceptance"]),
             str(row["layers"]),
             f"{row['layers_allow']:.2f}",
             *("" if each is None or max(row["drafts"]) > 1 else "{:.2f}, {:.2f} ×".format(*each) for each in published),
@@ -232,12 +240,16 @@ def _print_rows(title: str, rows: list[dict[str, Any]], n: int) -> None:
             continue
         shares = " ".join(f"{share:.2f}" for share in row["accepted"])
         how = ",".join(map(str, row["drafts"]))
-        click.echo(f"share of passes that accept a draft of head 2, 3, … ({how} candidates of each): {shares}")
+        click.echo(
+            f"share accepted of the drafts of head 2, 3, … that were verified ({how} candidates of each): {shares}"
+        )
     click.echo(
         "Without reading the prompt and the token that it gives. Cost of a pass: in plain passes, tokens a forward / "
-        "speed-up.\nPays from: the share of drafts to be accepted. Layers allow: the speed-up if passes took time by "
+        "speed-up;\nby waiting: the factor in it by which rows of a batch wait for each other, against k = 1.\n"
+        "Pays from: the share of verified drafts to be accepted. Layers allow: the speed-up if passes took time by "
         "their layers.\nS2, S3: the paper's tokens a forward and speed-up (7B, GPUs)."
     )
     changed = [row for row in rows if row["identical"] is not None and row["identical"] < 1]
     for row in changed:
-        say(f"drafts {row['drafts']}: {1 - row['identical']:.1%} of prompts differ from k = 1, by rounding at ties")
+        differ = f"{1 - row['identical']:.1%} of prompts differ from k = 1, as rounding at ties may have it"
+        say(f"drafts {row['drafts']}: {differ}")

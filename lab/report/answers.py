@@ -17,6 +17,7 @@ MEASURES = {
         "confidence",
         "accuracy",
         "calibration_error",
+        "calibrated_error",
     ),
 }
 
@@ -29,13 +30,13 @@ def over_seeds(document: dict[str, Any]) -> dict[str, list[Row]]:
         document: the analysis' JSON: `runs`, `passing`, `answering`.
 
     Returns:
-        Rows by table. Each has `arm`, in words, of `passing` also `k` and `temperature`, then `measure`, `mean`, `low`,
-        `high` (nan of a single seed) and `seeds`.
+        Rows by table. Each has `arm`, in words, `slice`, of `passing` also `k` and `temperature`, then `measure`,
+        `mean`, `low`, `high` (nan of a single seed) and `seeds`.
     """
     arms = {run["identity"]: named(run["arm"]) for run in document["runs"]}
     found: dict[str, list[Row]] = {}
     for table, measures in MEASURES.items():
-        by = ["arm", *(("k", "temperature") if table == "passing" else ())]
+        by = ["arm", "slice", *(("k", "temperature") if table == "passing" else ())]
         rows = pd.DataFrame(document[table])
         rows["arm"] = rows.identity.map(arms)
         found[table] = [
