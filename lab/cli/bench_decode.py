@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     "--batch", "batches", type=click.IntRange(1, 2**16), multiple=True, default=(1, 8, 64),
     help="Rows decoded at once; can be given several times.  [default: 1, 8, 64]",
 )  # fmt: skip
-@click.option("--count", type=click.IntRange(1), default=16, show_default=True, help="Prompts, and more to fill the last batch.")
+@click.option(
+    "--count", type=click.IntRange(1), default=16, show_default=True, help="Prompts, and more to fill the last batch."
+)
 @click.option("--new-tokens", type=click.IntRange(2, 2**20), default=64, show_default=True, help="The most added.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Times that each is decoded.")
 @click.option(

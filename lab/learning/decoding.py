@@ -337,7 +337,7 @@ class _Decoding:
         self.settled = self.before = self.prompts - 1  # before: when the last pass began
         self.newest_B = self.settled_B
         self.nodes_BS = prompts[:, :0]  # none before the prompts are read
-        self.q: list[Tensor] = []
+        self.q: list[Tensor] = []  # [B, V] each, of head 2 first
 
     def read_prompts(self) -> None:
         """Read all prompts, take each row's first token, and make drafts."""
@@ -345,14 +345,14 @@ class _Decoding:
         context = self.decoder.continuation(self.cache, columns_BS, columns_BS[:1], None)
         latents = self._latents(self.text[:, : self.width], context)
         last_B = self.settled_B
-        at = [_at(latent_BSD, last_B) for latent_BSD in latents]
-        logits_BV = self.objective.read(self.decoder, 1, at[0])
+        at_kBD = torch.stack([_at(latent_BSD, last_B) for latent_BSD in latents])
+        logits_BV = self.objective.read(self.decoder, 1, at_kBD[0])
         if self.sampling is None:
             own_B = logits_BV.argmax(dim=-1)
         else:
             own_B = _drawn(distribution(logits_BV, self.sampling), self.generator)
-        at = self._settle(own_B[:, None], torch.zeros_like(own_B), at[1:])
-        self._propose(at, np.zeros_like(self.settled), self.width)
+        at_kBD = self._settle(own_B[:, None], torch.zeros_like(own_B), at_kBD[1:])
+        self._propose(at_kBD, np.zeros_like(self.settled), self.width)
 
     def step(self) -> None:
         """Read the newest tokens and the drafts after them, take what is right, and make new drafts."""
@@ -372,9 +372,12 @@ class _Decoding:
         if self.tree.branches:
             columns_Bk = self.settled_B[:, None] + self.columns[: self.heads]
             self.cache.move(self.settled_B[:, None] + path_Bk, columns_Bk)
-        at = self._settle(emitted_Bk, accepted_B, [_at(latent_BSD, node_B) for latent_BSD in latents[1:]])
+        at_kBD = latents[0].new_empty(0, *latents[0][:, 0].shape)
+        if latents[1:]:
+            at_kBD = torch.stack(latents[1:])[:, torch.arange(len(node_B), device=node_B.device), node_B]
+        at_kBD = self._settle(emitted_Bk, accepted_B, at_kBD)
         # Beside the new positions: head i has read drafts, in place of true tokens, at the last i-2 of the old ones.
-        self._propose(at, np.maximum(0, self.before - (self.heads - 2)), 2 * self.heads - 2)
+        self._propose(at_kBD, np.maximum(0, self.before - (self.heads - 2)), 2 * self.heads - 2)
 
     def result(self, prompt_seconds: float, seconds: float) -> Decoded:
         """What came of it."""
@@ -391,7 +394,7 @@ class _Decoding:
         heads = 1 if self.objective.reads_ahead else self.heads
         latents = list(self.objective.latents(self.decoder, trunk_BSD, context, heads))
         if self.objective.reads_ahead and self.heads > 1 and context.slots is not None:
-            self.cache.write(_LATENTS, context.slots.columns, latents[0])
+            self.cache.write(_LATENTS, context.slots.places, latents[0])
         return latents
 
     def _verified(self, logits_BSV: Tensor) -> tuple[Tensor, Tensor]:
@@ -404,16 +407,16 @@ class _Decoding:
         q_BkV = torch.stack(self.q, dim=1) if self.q else p_BkV[:, :0]
         return speculated(self.nodes_BS[:, 1:], p_BkV, q_BkV, self.generator)
 
-    def _settle(self, emitted_Bk: Tensor, accepted_B: Tensor, at: list[Tensor]) -> list[Tensor]:
+    def _settle(self, emitted_Bk: Tensor, accepted_B: Tensor, at_kBD: Tensor) -> Tensor:
         """Add what a pass gave to the rows' texts, and let go of those that are done.
 
         Args:
             emitted_Bk: int64, accepted drafts and then head 1's own token; what follows is of no account.
             accepted_B: int64, the accepted drafts.
-            at: [B, D] each.
+            at_kBD: anything of the rows.
 
         Returns:
-            `at` of the rows that are left.
+            `at_kBD` of the rows that are left.
         """
         first_B = self.settled_B + 1
         self.text[self.rows_B[:, None], first_B[:, None] + self.columns[: emitted_Bk.shape[1]]] = emitted_Bk
@@ -429,8 +432,8 @@ class _Decoding:
                 each[chosen] for each in (self.rows_B, self.settled_B, self.newest_B)
             )
             self.cache.select(chosen)
-            at = [each[chosen] for each in at]
-        return at
+            at_kBD = at_kBD[:, chosen]
+        return at_kBD
 
     def _count(self, emitted: NDArray[np.int64], accepted: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Count what a pass gave, [B, k] tokens of which accepted + 1 are valid; returns which rows are done."""
@@ -463,38 +466,47 @@ class _Decoding:
             own = said[good] if count > good else None
             self.steps[row].append(Step(said[: min(good, count)], own, drafts[good:most]))
 
-    def _propose(self, at: list[Tensor], start: NDArray[np.int64], width: int) -> None:
+    def _propose(self, at_kBD: Tensor, start: NDArray[np.int64], width: int) -> None:
         """Make drafts for all rows.
 
         Args:
-            at: the further heads' latents [B, D] at the last settled position, unless they read tokens ahead.
+            at_kBD: [k-1, B, D] the further heads' latents at the last settled position, unless they read tokens ahead.
             start: [B] where heads that read ahead begin to read again,
             width: and how many positions.
         """
         if not len(self.rows):
             return
-        further = self._further(start, width) if self.objective.reads_ahead and self.heads > 1 else iter(at)
-        candidates, self.q = [], []
-        for depth, (count, latent_BD) in enumerate(zip(self.drafts, further, strict=False), start=1):
-            logits_BV = self.objective.read(self.decoder, depth + 1, latent_BD)
+        candidates: list[Tensor] = []
+        self.q = []
+        if not self.drafts:
+            logits: Iterator[Tensor] = iter(())
+        elif self.objective.reads_ahead:
+            logits = self._logits_ahead(start, width)
+        elif self.objective.unembeddings():
+            logits = (self.objective.read(self.decoder, head, at_BD) for head, at_BD in enumerate(at_kBD, start=2))
+        else:  # all heads share what reads them: one product
+            logits = iter(self.objective.read(self.decoder, 2, at_kBD))
+        for depth, (count, logits_BV) in enumerate(zip(self.drafts, logits, strict=False), start=1):
             if self.sampling is None:
                 candidates.append(logits_BV.topk(count, dim=-1).indices)
             else:
                 self.q.append(distribution(logits_BV, self.sampling))
                 candidates.append(_drawn(self.q[-1], self.generator)[:, None])
-            self.text[self.rows_B, self.settled_B + depth] = candidates[-1][:, 0]
+            if self.objective.reads_ahead:
+                self.text[self.rows_B, self.settled_B + depth] = candidates[-1][:, 0]
         drafts = [torch.cat(candidates, dim=1)[:, self.tree.candidates]] if candidates else []
         self.nodes_BS = torch.cat((self.newest_B[:, None], *drafts), dim=1)
 
-    def _further(self, start: NDArray[np.int64], width: int) -> Iterator[Tensor]:
-        """Latents [B, D] at the last settled position of heads that read ahead; each reads the draft before its own."""
+    def _logits_ahead(self, start: NDArray[np.int64], width: int) -> Iterator[Tensor]:
+        """Logits [B, V] at the last settled position of heads that read ahead; each reads the draft before its own."""
         start_B = self.columns.new_tensor(start)
         columns_BS = start_B[:, None] + self.columns[:width]
         seen_BSC = self.columns[: int(start.max()) + width] <= columns_BS[..., None] if start.any() else None
         context = self.decoder.continuation(self.cache, columns_BS, columns_BS, seen_BSC)
-        [latents_BSD] = self.cache.read(_LATENTS, columns_BS)
+        [latents_BSD] = self.cache.read(_LATENTS, self.cache.places(columns_BS))
         places = self.rows_B[:, None], start_B[:, None] + self.columns[: width + self.heads - 1]
         tokens = self.text[places]
-        for latent_BSD in self.objective.further(self.decoder, latents_BSD, context, self.heads, tokens):
-            yield _at(latent_BSD, self.settled_B - 1 - start_B)
+        further = self.objective.further(self.decoder, latents_BSD, context, self.heads, tokens)
+        for head, latent_BSD in enumerate(further, start=2):
+            yield self.objective.read(self.decoder, head, _at(latent_BSD, self.settled_B - 1 - start_B))
             tokens.copy_(self.text[places])
