@@ -17,7 +17,7 @@ from lab.report.drawing import grid, heading, label_at_right, means_with_interva
 from lab.report.page import named
 
 TABLE = "finetuning_generation"
-COMMAND = "lab analyze generation sweeps/finetuning.yaml --samples 200"
+COMMAND = "lab analyze generation sweeps/finetuning.yaml --examples 200 --samples 100"
 
 
 def draw(table: dict[str, Any]) -> Figure:
