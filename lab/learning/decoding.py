@@ -314,7 +314,8 @@ class _Decoding:
         device = prompts.device
         self.tree = draft_tree(drafts, device)
         self.width = prompts.shape[1]
-        columns = self.width + new_tokens + max(len(self.tree.depths), 3 * self.heads)
+        beyond = max(len(self.tree.depths), 3 * self.heads)  # heads that read ahead reach 3k - 3 past where they begin
+        columns = self.width + new_tokens + beyond
         self.cache = model.decoder.cache(columns)
         self.columns = torch.arange(columns, device=device)
         self.text = prompts.new_zeros(len(prompts), columns)
