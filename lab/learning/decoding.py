@@ -373,9 +373,7 @@ class _Decoding:
         if self.tree.branches:
             columns_Bk = self.settled_B[:, None] + self.columns[: self.heads]
             self.cache.move(self.settled_B[:, None] + path_Bk, columns_Bk)
-        at_kBD = latents[0].new_empty(0, *latents[0][:, 0].shape)
-        if latents[1:]:
-            at_kBD = torch.stack(latents[1:])[:, torch.arange(len(node_B), device=node_B.device), node_B]
+        at_kBD = torch.stack(latents)[1:, torch.arange(len(node_B), device=node_B.device), node_B]
         at_kBD = self._settle(emitted_Bk, accepted_B, at_kBD)
         # Beside the new positions: head i has read drafts, in place of true tokens, at the last i-2 of the old ones.
         self._propose(at_kBD, np.maximum(0, self.before - (self.heads - 2)), 2 * self.heads - 2)

@@ -104,5 +104,8 @@ class Objective(nn.Module, ABC):
         """Names of the objective's parameters that next-token inference does not need."""
 
     def unembeddings(self) -> list[nn.Module]:
-        """The objective's own unembeddings, one head each; the other heads share the decoder's."""
+        """The objective's own unembeddings, one head each; the other heads share the decoder's.
+
+        Where there are none, `read` is the same for all heads.
+        """
         return []
