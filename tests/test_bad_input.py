@@ -603,9 +603,8 @@ def without_comments(path: Path) -> str:
     return re.sub(r"(?m)^\s*#.*\n", "", path.read_text())
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(path=st.sampled_from(SHIPPED), data=st.data())
 def test_a_damaged_file_is_accepted_or_refused_in_one_line(
     path: Path, data: st.DataObject, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

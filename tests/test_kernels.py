@@ -1,6 +1,7 @@
 """The CPU's kernels against the decoder's plain formulas, which other devices use, and against fp64 differences."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -61,10 +62,11 @@ def test_a_layer_and_its_gradients_are_those_of_the_plain_formulas(
 def test_gradients_are_what_differences_say(rows: int, positions: int, heads: int, half: int, documents: int) -> None:
     shared = context(rows, positions, 2 * half, documents)
     x = randn(rows, positions, 6 * half * heads).requires_grad_()
-    torch.autograd.gradcheck(lambda x: kernels.attend(x, shared.rotary, shared.mask, heads), (x,))
-    torch.autograd.gradcheck(kernels.swiglu, (x,))
+    check = partial(torch.autograd.gradcheck, fast_mode=True)  # along one direction of all inputs at once
+    check(lambda x: kernels.attend(x, shared.rotary, shared.mask, heads), (x,))
+    check(kernels.swiglu, (x,))
     weight = randn(x.shape[-1], seed=2).requires_grad_()
-    torch.autograd.gradcheck(lambda x, weight: kernels.rms_norm(x, weight, 1e-5), (x, weight))
+    check(lambda x, weight: kernels.rms_norm(x, weight, 1e-5), (x, weight))
 
 
 def test_gradients_across_blocks_are_what_differences_say(monkeypatch: pytest.MonkeyPatch) -> None:
