@@ -12,6 +12,7 @@ import sympy
 from click import Command, Group
 from click.testing import CliRunner
 
+from lab.cli import console
 from lab.cli.main import cli
 from lab.home import home
 
@@ -146,3 +147,14 @@ def test_a_run_that_fails_is_one_line_and_status_one(tiny_file: str, tmp_path: P
     assert ran.returncode == 1
     assert "diverged" in ran.stderr.splitlines()[-1]
     assert "Traceback" not in ran.stderr
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for quiet, lines in ((0.0, ["models: 1 of 2, 0:00 left", "models: 2 of 2, 0:00 left"]), (60.0, [])):
+        monkeypatch.setattr(console, "QUIET", quiet)
+        with console.counting("models", 2) as count:
+            count()
+            count()
+        assert capsys.readouterr().err.splitlines() == lines

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from lab.learning.progress import Progress
 
+QUIET = 60.0
+"""Seconds between lines that tell of progress where there is no terminal."""
+
 
 class Duration(click.ParamType[float]):
     """A time like 90s, 9m or 1h30m, in seconds."""
@@ -135,15 +138,22 @@ def bars() -> Iterator["Bars"]:
 
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar for `total` things of a kind, with time left; what it gives is called after each of them."""
+    """A bar for `total` things of a kind, with time left; what it gives is called after each of them.
+
+    Without a terminal, as in a batch job's log, a line now and then.
+    """
     with bars() as shown:
         started, done, bar = time.perf_counter(), 0, shown.add_task(what, total=total, about="")
+        told = started
 
         def count() -> None:
-            nonlocal done
-            done += 1
-            left = clock((time.perf_counter() - started) * max(0, total - done) / done)
+            nonlocal done, told
+            done, now = done + 1, time.perf_counter()
+            left = clock((now - started) * max(0, total - done) / done)
             shown.update(bar, completed=done, about=f"{left} left")
+            if shown.disable and now - told >= QUIET:
+                told = now
+                say(f"{what}: {done} of {total}, {left} left")
 
         yield count
 
