@@ -64,6 +64,19 @@ def test_score_tables_of_several_levels_and_slices(capsys: pytest.CaptureFixture
     assert any("(1)" in line for line in lines), "a value of fewer seeds than its line says so"
 
 
+def test_tasks_that_an_axis_tells_apart_have_levels_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    _, finished = stories(ns=(1,), seeds=2, further={"task": ["as it is", "two names"]})
+    for cell, result in finished:
+        for row in result["scores"]:
+            row["class_copying"] = {"as it is": 0.5, "two names": 0.25}[cell.axes["task"]]
+    frame = tidy(finished)
+    chosen = frame[(frame.checkpoint == "final") & (frame.split == "test")]
+    print_scores(score_tables(chosen, ["objective.n", "task"], STORIES), "test, final weights")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for task, level in (("as it is", "50.0"), ("two names", "25.0")):
+        assert ["class", "copying", *task.split(), level, level] in lines
+
+
 def test_a_seed_is_past_a_level_if_its_interval_is() -> None:
     right, count = np.array([50, 60, 61, 100]), 100
     low = [stats.binomtest(int(k), count).proportion_ci(0.95, "wilson").low for k in right]

@@ -232,6 +232,13 @@ def test_a_time_limit_stops_at_a_checkpoint(tmp_path: Path) -> None:
     assert not list(Path(store).rglob("result.json"))
 
 
+def test_tables_whose_rows_differ_in_what_they_have_are_kept(tmp_path: Path) -> None:
+    curve = [{"step": 1, "unseen": 0.1}, {"step": 2, "late": 0.4}]
+    keep_results(tmp_path / "it.jsonl", [{"identity": "x", "curve": curve}])
+    (line,) = (tmp_path / "it.jsonl").read_text().splitlines()
+    assert json.loads(line)["curve"] == {"step": [1, 2], "unseen": [0.1, None], "late": [None, 0.4]}
+
+
 def test_results_that_are_kept_count_as_done(
     finished: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

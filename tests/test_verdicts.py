@@ -3,19 +3,23 @@
 import dataclasses
 import json
 import math
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from lab.cli.main import cli
 from lab.errors import BadInput
 from lab.experiments.sweep import Primary
+from lab.report.page import percent
 from lab.report.tables import Interval, interval
-from lab.report.verdicts import at_most, judge, pairing_gain, power, seeds_needed, tokens_to, verdict
+from lab.report.verdicts import at_most, judge, pairing_gain, power, seeds_needed, sign_flip, tokens_to, verdict
 from tests import made_up
 
 FRESH = Primary(where={"names": "fresh"}, margin=0.1)
@@ -86,6 +90,16 @@ def test_pairing_gains_what_seeds_share() -> None:
     assert math.isnan(pairing_gain(common, common))  # nothing to compare: no deviation at all
 
 
+@given(st.lists(st.integers(-40, 40), min_size=2, max_size=9))
+def test_p_is_the_share_of_signs_that_say_as_much(points: list[int]) -> None:
+    sums = [
+        abs(sum(s * p for s, p in zip(signs, points, strict=True))) for signs in product((1, -1), repeat=len(points))
+    ]
+    expected = np.mean([each >= abs(sum(points)) for each in sums])
+    assert sign_flip(np.array(points) / 100) == pytest.approx(expected)
+    assert math.isnan(sign_flip(np.array([0.3])))
+
+
 def test_tokens_to_a_level_are_those_after_which_the_curve_stays_above() -> None:
     def reached(*scores: float) -> float:
         steps = range(1, len(scores) + 1)
@@ -100,7 +114,7 @@ def test_tokens_to_a_level_are_those_after_which_the_curve_stays_above() -> None
 def test_a_sweep_is_judged_by_its_endpoint() -> None:
     sweep, finished = made_up.stories(seeds=4, further={"model": [{"layers": 2, "width": 64, "heads": 4}]})
     for cell, result in finished:
-        result["seconds"] = 60.0 * cell.experiment.objective.n
+        result["seconds"] = 60.0 * cell.experiment.objective.n * (1 + cell.experiment.seed)  # others ran beside most
     rows = judge(dataclasses.replace(sweep, primary=FRESH), finished)
     assert [(row["arm"]["objective.n"], row["less"]["objective.n"], row["seeds"]) for row in rows] == [
         (2, 1, 4),
@@ -126,6 +140,7 @@ def test_a_sweep_is_judged_by_its_endpoint() -> None:
     assert first["seeds_for_margin"] == seeds_needed(0.1, first["deviation"])
     assert first["seeds_for_margin_safe"] >= first["seeds_for_margin"]
     assert first["minutes_for_margin_safe"] == pytest.approx(3 * first["seeds_for_margin_safe"])  # one and two a seed
+    assert first["p"] == sign_flip(two - one)
     assert 0 <= first["past"] <= 4
     assert json.dumps(rows)
 
@@ -156,7 +171,11 @@ def test_tokens_to_the_level_of_the_endpoint_are_read_off_the_curves() -> None:
             row["validation/class_copying_names_fresh"] = 0.65
     (row,) = judge(primary, finished)
     assert (row["tokens_to"], row["other_tokens_to"]) == (1024 * 3500, 1024 * 3500)
-    del finished[0][1]["curve"][0]["validation/class_copying_names_fresh"]
+    curve = finished[0][1]["curve"]
+    del curve[0]["validation/class_copying_names_fresh"]  # a slice that was empty then
+    assert judge(primary, finished)[0]["tokens_to"] == 1024 * 3500
+    for row in curve[1:]:
+        del row["validation/class_copying_names_fresh"]
     assert judge(primary, finished)[0]["tokens_to"] is None
 
 
@@ -167,6 +186,14 @@ def test_changes_are_against_the_first_condition() -> None:
     assert one["change"] is None
     change = interval([other["differences"][seed] - one["differences"][seed] for seed in range(4)])
     assert tuple(other["change"].values()) == pytest.approx(change)
+
+
+def test_a_screen_has_no_verdicts() -> None:
+    sweep, finished = made_up.stories()
+    screen = FRESH.model_copy(update={"screen": True})
+    rows, plain = (judge(dataclasses.replace(sweep, primary=each), finished) for each in (screen, FRESH))
+    assert {row["verdict"] for row in rows} == {"screen"}
+    assert [{**row, "verdict": None} for row in rows] == [{**row, "verdict": None} for row in plain]
 
 
 def test_seeds_that_one_arm_lacks_are_left_out_and_curves_may_be_missing() -> None:
@@ -220,6 +247,11 @@ def test_the_page_has_every_run_and_verdict(tmp_path: Path) -> None:
     lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| 2 − 1 | ")]
     assert [line[-1].removesuffix(" |") for line in lines] == [row["verdict"] for row in document["verdicts"]]
     assert document["commits"][0] in text
+
+
+def test_an_interval_wider_than_what_can_be_is_not_spelt_out() -> None:
+    assert percent({"mean": -0.214, "low": -2.342, "high": 1.914}, "+") == "-21.4 ± >100"
+    assert percent({"mean": -0.214, "low": -1.204, "high": 0.776}, "+") == "-21.4 ± 99.0"
 
 
 def test_what_is_unfinished_is_said() -> None:

@@ -19,17 +19,18 @@ def report(sweeps: tuple[str, ...], scale: str, page: Path | None, store: Path, 
 
     Each arm is compared with the first, seed by seed. "reproduced": the 95 % interval of the mean difference (Student's
     t) lies above 0; "reversed": below 0; "no difference": it holds 0 and lies within the sweep's margin; else
-    "inconclusive". Beside it stand how many seeds are past the task's first level (class copying, the best constant
-    answer) and after how many training tokens validation stayed above it; how many times as many seeds unpaired arms
-    would need; and the paired seeds that would find a difference as large as the margin in four cases of five, by the
-    deviation of the differences and, in brackets, by its upper 80 % limit, with the minutes that training them takes.
+    "inconclusive". A sweep that is a screen gets no verdicts. Beside them stand p by exact sign flips; how many seeds
+    are past the task's first level (class copying, the best constant answer) and after how many training tokens
+    validation stayed above it; how many times as many seeds unpaired arms would need; and the paired seeds that would
+    find a difference as large as the margin in four cases of five, by the deviation of the differences and, in
+    brackets, by its upper 80 % limit, with the minutes that training them takes.
     """
     from lab.errors import BadInput, Missing
     from lab.experiments.store import write_text
     from lab.experiments.sweep import load_sweep
     from lab.home import home
     from lab.report.figures import complete
-    from lab.report.page import markdown
+    from lab.report.page import LEGEND, markdown
     from lab.report.verdicts import document
 
     ours = sorted(path for path in (home() / "sweeps").glob("*.yaml") if not path.stem.startswith("study_"))
@@ -61,6 +62,8 @@ def report(sweeps: tuple[str, ...], scale: str, page: Path | None, store: Path, 
         return
     for each in documents:
         _show(each)
+    if any(each["verdicts"] for each in documents):
+        click.echo(LEGEND)
 
 
 def _show(document: dict[str, Any]) -> None:
@@ -68,7 +71,7 @@ def _show(document: dict[str, Any]) -> None:
     from rich import box
     from rich.table import Table
 
-    from lab.report.page import LEGEND, table, title
+    from lab.report.page import table, title
 
     click.echo(f"{document['sweep']}, scale {document['scale']}: {document['question']}")
     click.echo(f"Endpoint: {document['endpoint']}")
@@ -81,7 +84,6 @@ def _show(document: dict[str, Any]) -> None:
         shown.add_column(head, justify="left" if head in (*document["runs"][0]["arm"], "verdict") else "right")
     for line in lines:
         shown.add_row(*line)
-    shown.caption = LEGEND
     if len(rows) > 5:
-        shown.caption += f" Of {len(rows)} intervals about one in 20 misses the true difference."
+        shown.caption = f"Of {len(rows)} intervals about one in 20 misses the true difference."
     print_table(shown)

@@ -36,7 +36,7 @@ def print_scores(tables: list[dict[str, Any]], caption: str) -> None:
         shown.caption = f"past: seeds above {first}, by the 95 % interval over their examples"
         _add_arms(shown, table["rows"], arms, across, values, lambda row: f"{row['past']} past")
         _add_arms(shown, table["differences"], arms, across, values, lambda row: percent(row, "+"))
-        own = ["level", *(arm for arm in arms if arm.startswith("task."))]
+        own = ["level", *(arm for arm in arms if arm in table["levels"][0])]
         for key in dict.fromkeys(tuple(row[name] for name in own) for row in table["levels"]):
             levels = {row[across]: row for row in table["levels"] if tuple(row[name] for name in own) == key}
             label = " ".join([key[0].replace("_", " "), *map(str, key[1:])])

@@ -221,7 +221,8 @@ def keep_results(table: Path, results: list[Result]) -> None:
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}  # a curve's rows may differ in what they have
 
 
 def _rows(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:

@@ -40,6 +40,8 @@ class Primary(Config):
     """Values of the task's slices, as in the score table; "all" of those not named."""
     margin: float = Field(gt=0, lt=1)
     """A difference within which arms count as alike, as a share of 1."""
+    screen: bool = False
+    """Whether the sweep only points to where more seeds are to be run: then no verdicts are given."""
 
 
 class Scale(Config):

@@ -6,20 +6,21 @@ from typing import Any
 from lab.tasks.base import Row
 
 LEGEND = (
-    "Pairs are of the arm and of what it is compared with. change: against the difference under the first condition; "
+    "Pairs are of the arm and of what it is compared with. p: of the difference by exact sign flips, not corrected for "
+    "the number of arms; change: against the difference under the first condition; "
     "past: seeds past the task's first level; tokens: the median, in millions, after which validation stayed above it; "
     "pairing: seeds that unpaired arms would need, as a multiple; seeds needed: to find a difference as large as the "
     "margin in 4 of 5 cases, by the deviation and, in brackets, by its upper 80 % limit; minutes: of training them, as "
-    "many as in brackets, both arms, one run after the other."
+    "many as in brackets, both arms, one run after the other, each as fast as the fastest of its arm."
 )
 PREFACE = (
     "# Verdicts\n\n"
     "Written by `lab report --page results/VERDICTS.md`; not to be edited. Scores and differences are in percent and "
     "points, ± half of a 95 % interval over seeds (Student's t). *Reproduced*: the interval of the difference lies "
-    "above 0; *reversed*: below 0; *no difference*: it holds 0 and lies within the margin; else *inconclusive*. Where "
-    "no seed of either arm is past the first level, no difference is a floor, not a finding. To repeat a run: "
-    "`lab sweep run SWEEP --weights --only IDENTITY`; its whole experiment, hardware, versions and commit stand in its "
-    "line of `results/NAME.SCALE.jsonl`.\n\n"
+    "above 0; *reversed*: below 0; *no difference*: it holds 0 and lies within the margin; else *inconclusive*. A "
+    "*screen* points to where more seeds are run, and has no verdicts. Where no seed of either arm is past the first "
+    "level, no difference is a floor, not a finding. To repeat a run: `lab sweep run SWEEP --weights --only IDENTITY`; "
+    "its whole experiment, hardware, versions and commit stand in its line of `results/NAME.SCALE.jsonl`.\n\n"
 )
 
 
@@ -40,7 +41,7 @@ def table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = document["verdicts"]
     axes = list(rows[0]["less"]) if rows else []
     changes = any(row["change"] for row in rows)
-    heads = ["seeds", "scores", "difference", *(["change"] if changes else []), "past", "tokens", "pairing"]
+    heads = ["seeds", "scores", "difference", "p", *(["change"] if changes else []), "past", "tokens", "pairing"]
     lines = [
         [
             *(
@@ -50,6 +51,7 @@ def table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             str(row["seeds"]),
             f"{100 * row['score']:.1f}, {100 * row['other_score']:.1f}",
             percent(row, "+"),
+            "–" if math.isnan(row["p"]) else f"{row['p']:.3f}",
             *([percent(row["change"], "+") if row["change"] else ""] if changes else []),
             f"{row['past']}, {row['other_past']}",
             f"{_millions(row['tokens_to'])}, {_millions(row['other_tokens_to'])}",
@@ -66,7 +68,8 @@ def table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def percent(row: Row, sign: str) -> str:
     """A mean and half of its interval, in percent; `sign` as of a format."""
     half = row["high"] - row["mean"]
-    return f"{100 * row['mean']:{sign}.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
+    told = "" if math.isnan(half) else f" ± {100 * half:.1f}" if half < 1 else " ± >100"
+    return f"{100 * row['mean']:{sign}.1f}{told}"
 
 
 def named(arm: Row) -> str:

@@ -165,7 +165,7 @@ def score_tables(frame: pd.DataFrame, arms: list[str], task: Task) -> list[dict[
         part = whole[whole.seen == seen]
         if part.empty or (seen == "unseen" and not apart):
             continue
-        own = [arm for arm in arms if arm.startswith("task.")]  # a level belongs to a task, not to an arm
+        own = [arm for arm in arms if arm.split(".")[0] == "task"]  # a level belongs to a task, not to an arm
         levels = [
             {"level": level, **row}
             for level in task.levels
