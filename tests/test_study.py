@@ -279,6 +279,12 @@ def test_trials_that_fall_behind_are_pruned(tmp_path: Path, made_up: MadeUp) -> 
     assert set(made_up.began) - set(made_up.ended) == {row["identities"][0] for row in pruned}
 
 
+def test_no_trial_is_pruned_where_the_study_says_so(tmp_path: Path, made_up: MadeUp) -> None:
+    rows = work(load_study(study_file(tmp_path, trials=12, arms={}, prune=False), "cpu"), tmp_path)
+    assert [row["state"] for row in rows] == ["complete"] * 12
+    assert len(made_up.ended) == 12
+
+
 def test_a_score_is_the_mean_over_seeds(tmp_path: Path, made_up: MadeUp) -> None:
     rows = work(load_study(study_file(tmp_path, seeds=[7, 8, 9], arms={}, trials=2), "cpu"), tmp_path)
     for row in rows:

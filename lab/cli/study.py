@@ -58,8 +58,9 @@ def run(
 
     A trial is a run, or one for each of the study's seeds; its score is on validation, and the test set plays no part.
     A run that was done before is not redone; one that was interrupted goes on from its last checkpoint. A trial that
-    falls behind is pruned; one that fails is recorded and does not stop the others. Several machines can work on a
-    study if they share its database. When all are done, the best are shown, as `lab study show` does.
+    falls behind is pruned, unless the study says `prune: false`; one that fails is recorded and does not stop the
+    others. Several machines can work on a study if they share its database. When all are done, the best are shown, as
+    `lab study show` does.
     """
     from lab.experiments.search import Search, default_url
     from lab.experiments.study import load_study

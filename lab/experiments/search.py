@@ -8,7 +8,8 @@ workers queue and take trials at once.
 What is tried is TPE's (Optuna's defaults), after a random start of half of the trials, ten at most, which is the same
 in every arm. Its draws depend on the index and on the trials that are done, not on the process: with one worker, a
 study that was stopped tries what it would have tried. A trial is pruned when its best so far is below the median of the
-complete ones at the same step (Optuna's MedianPruner), after the random start and a third of its steps.
+complete ones at the same step (Optuna's MedianPruner), after the random start and a third of its steps, unless
+the study says `prune: false`.
 """
 
 import itertools
@@ -69,7 +70,8 @@ class Search:
         name = f"{self.study.name}.{self.study.scale}: {arm.name}"
         start = max(1, min(10, self.study.trials // 2))
         steps = self.study.experiments(arm, self.study.corners()[0])[0].train.steps
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=start, n_warmup_steps=steps // 3)
+        falls_behind = optuna.pruners.MedianPruner(n_startup_trials=start, n_warmup_steps=steps // 3)
+        pruner = falls_behind if self.study.file.prune else optuna.pruners.NopPruner()
         rules: dict[str, Any] = {"storage": self.storage, "sampler": IndexedTPE(start), "pruner": pruner}
         try:
             search = optuna.load_study(study_name=name, **rules)

@@ -122,6 +122,9 @@ class StudyFile(Config):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[1000], min_length=1)
     """Seeds of each trial, other than those of the evidence; the score is the mean over them, the first decides whether
     to prune."""
+    prune: bool = True
+    """Whether a trial that falls behind is given up. Where learning comes as a jump it should not be: in the pilot on
+    stories a run that ends at 85 % stood at 3 % after a third of its steps, as did those that never learn."""
     scales: dict[str, StudyScale] = Field(min_length=1)
     """The sizes at which the study can be run."""
 
