@@ -513,3 +513,14 @@ def test_no_extra_layers_is_as_if_there_were_no_such_field() -> None:
     assert experiment.identity == tiny().identity == "45ba1cffdafad15a"
     assert tiny("objective.extra_layers=1").identity != experiment.identity
     assert Sequential(n=2).extra_layers == 0
+
+
+@each_variant
+def test_every_parameter_is_set_by_the_seed_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, asked = Model(layers=6, width=16, heads=2), objective(name, 3)
+    plain = dict(build_model(shape, asked, 11, 5).named_parameters())
+    fresh = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *sizes, **about: fresh(*sizes, **about).fill_(math.nan))
+    marked = dict(build_model(shape, asked, 11, 5).named_parameters())
+    assert plain.keys() == marked.keys()
+    assert all(torch.equal(plain[each], marked[each]) for each in plain)  # none is nan, which equals nothing

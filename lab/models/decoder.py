@@ -5,11 +5,13 @@ Shape suffixes: B rows, T positions, D width, H attention heads, K width of one 
 
 import hashlib
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from lab.models import kernels
@@ -190,6 +192,22 @@ def recompute(module: nn.Module) -> None:
     for each in module.modules():
         if isinstance(each, Block):
             each.recomputed = True
+
+
+class Unset(TorchFunctionMode):
+    """Inside, modules are made without drawing their parameters, for `initialise` to set, or for nobody (meta device).
+
+    torch would draw them first by its own rules: seconds at 1B; and on the meta device, where there is nothing to draw,
+    that imports its compiler, for which every command would wait.
+    """
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return named["tensor"] if "tensor" in named else args[0]
+        return function(*args, **named)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import Field
 from torch import nn
 
-from lab.models.decoder import Decoder, initialise
+from lab.models.decoder import Decoder, Unset, initialise
 from lab.models.sizes import Model
 from lab.objectives.base import Objective
 from lab.objectives.heads import Predicting
@@ -51,6 +51,7 @@ def build_model(model: Model, objective: ObjectiveConfig, vocabulary: int, seed:
     Raises:
         ValueError: the objective's heads leave no layer for the trunk.
     """
-    language_model = LanguageModel(model, objective, vocabulary)
+    with Unset():
+        language_model = LanguageModel(model, objective, vocabulary)
     initialise(language_model, seed, model.shape.layers)
     return language_model

@@ -3,14 +3,14 @@
 import torch
 from torch import nn
 
-from lab.models.decoder import Attention
+from lab.models.decoder import Attention, Unset
 from lab.models.sizes import Model
 from lab.objectives import LanguageModel, ObjectiveConfig
 
 
 def instantiate(model: Model, objective: ObjectiveConfig, vocabulary: int) -> LanguageModel:
     """The model without memory for its parameters (meta device)."""
-    with torch.device("meta"):
+    with torch.device("meta"), Unset():
         return LanguageModel(model, objective, vocabulary)
 
 

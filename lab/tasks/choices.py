@@ -28,7 +28,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy.optimize import brentq
 
 from lab.config import Config
 from lab.tasks.base import Examples, Row, Split, check_indices
@@ -64,6 +63,8 @@ class Station(Config):
         elif asked == 0:
             law = np.eye(b)[0]
         else:
+            from scipy.optimize import brentq  # takes half a second to import, for which every command would wait
+
             law = _geometric(float(brentq(lambda beta: entropy(_geometric(beta, b)) - asked, 1e-6, 800.0)), b)
         ends = np.round(np.cumsum(law) * 2**32)
         return np.diff(ends, prepend=0.0) / 2**32
