@@ -1,7 +1,8 @@
 """Exact match by number of operations, one colour for each n, in the form of Fig. 8 of arXiv 2404.19737.
 
 Lines are means over seeds, bars the 95 % interval of the mean, dots the seeds; hollow dots leave out the expressions
-that training met. One panel for each value of any other axis of the sweep.
+that training met. Arms of the same n, where a sweep names its arms, have different strokes. One panel for each value of
+any other axis of the sweep.
 """
 
 import pandas as pd
@@ -18,13 +19,16 @@ from lab.tasks.polynomials import Polynomials
 SWEEP = "sweeps/polynomials_n.yaml"
 FEW = 100
 """Unseen expressions below which their accuracy is not drawn."""
+STROKES = ("-", "--", ":", "-.")
 
 
 def draw(sweep: Sweep, finished: list[tuple[Cell, Result]]) -> Figure:
     """The figure of a sweep over n."""
     table = tidy(finished)
     scores = table[(table.checkpoint == "final") & (table.split == "test") & (table.operator == "all")]
-    parts = panels(scores, further_axes(sweep))
+    named = [axis for axis in sweep.axes if axis in ("arm", "objective")]
+    scores = scores.assign(line=scores[named[0]] if named else "n = " + scores.n.astype(str))
+    parts = panels(scores, further_axes(sweep, *named))
     figure, places = grid(len(parts), len(parts), 6.5, 4.6)
     task = sweep.cells[0].experiment.task
     assert isinstance(task, Polynomials), f"draws polynomials, not {task.name}"
@@ -33,11 +37,10 @@ def draw(sweep: Sweep, finished: list[tuple[Cell, Result]]) -> Figure:
         ring = rf"$F_{{{task.prime}}}[X]/(X^{{{task.degree}}})$"
         axes.set_title(", ".join([f"Polynomial arithmetic in {ring}", *words]), loc="left", fontsize="medium", pad=24)
     places[0].set_ylabel("exact match (%)")
-    named = zip(*places[-1].get_legend_handles_labels(), strict=True)
-    handles, labels = zip(*sorted(named, key=lambda each: not each[1].startswith("n =")), strict=True)
-    places[-1].legend(
-        handles, labels, frameon=False, loc="upper right", fontsize="small", title="tokens predicted at once"
-    )
+    told = zip(*places[-1].get_legend_handles_labels(), strict=True)
+    handles, labels = zip(*sorted(told, key=lambda each: "seeds:" not in each[1]), strict=True)
+    title = None if named else "tokens predicted at once"
+    places[-1].legend(handles, labels, frameon=False, loc="upper right", fontsize="small", title=title)
     return figure
 
 
@@ -45,14 +48,17 @@ def panel(axes: Axes, scores: pd.DataFrame, last: int) -> None:
     """Scores by number of operations, of which training had at most `last`."""
     whole = scores[scores.seen == "all"]
     unseen = scores[(scores.seen == "unseen") & scores["count"].between(FEW, whole["count"].max() - 1)]
-    means = summarise(whole, ["n"], "operations", "exact_match")
-    for n, shift in side_by_side(means.n, 0.36).items():
-        seeds, fresh, mean = whole[whole.n == n], unseen[unseen.n == n], means[means.n == n]
-        colour = colour_of(n)
+    means = summarise(whole, ["line"], "operations", "exact_match")
+    lines = whole.drop_duplicates("line").set_index("line").n
+    shifts = side_by_side(range(len(lines)), 0.36)
+    for place, (line, n) in enumerate(lines.items()):
+        seeds, fresh, mean = (part[part.line == line] for part in (whole, unseen, means))
+        colour, shift = colour_of(n), shifts[place]
+        stroke = STROKES[int((lines.iloc[:place] == n).sum()) % len(STROKES)]
         axes.scatter(seeds.operations + shift, 100 * seeds.exact_match, s=14, color=colour, alpha=0.5, linewidths=0)
         axes.scatter(fresh.operations + shift, 100 * fresh.exact_match, s=16, facecolors="none", edgecolors=[colour])
-        label = f"n = {n}  (seeds: {seeds.seed.nunique()})"
-        means_with_intervals(axes, mean.operations + shift, mean, color=colour, label=label)
+        label = f"{line}  (seeds: {seeds.seed.nunique()})"
+        means_with_intervals(axes, mean.operations + shift, mean, color=colour, label=label, linestyle=stroke)
     axes.scatter([], [], s=14, color=GREY, alpha=0.6, linewidths=0, label="a seed")
     if len(unseen):
         axes.scatter([], [], s=16, facecolors="none", edgecolors=GREY, label="a seed, unseen expressions")
