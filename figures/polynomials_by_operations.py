@@ -5,6 +5,8 @@ that training met. Arms of the same n, where a sweep names its arms, have differ
 any other axis of the sweep.
 """
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,7 +31,7 @@ def draw(sweep: Sweep, finished: list[tuple[Cell, Result]]) -> Figure:
     named = [axis for axis in sweep.axes if axis in ("arm", "objective")]
     scores = scores.assign(line=scores[named[0]] if named else "n = " + scores.n.astype(str))
     parts = panels(scores, further_axes(sweep, *named))
-    figure, places = grid(len(parts), len(parts), 6.5, 4.6)
+    figure, places = grid(len(parts), len(parts), 9.5 if named else 6.5, 4.6)
     task = sweep.cells[0].experiment.task
     assert isinstance(task, Polynomials), f"draws polynomials, not {task.name}"
     for axes, (words, part) in zip(places, parts, strict=True):
@@ -39,8 +41,10 @@ def draw(sweep: Sweep, finished: list[tuple[Cell, Result]]) -> Figure:
     places[0].set_ylabel("exact match (%)")
     told = zip(*places[-1].get_legend_handles_labels(), strict=True)
     handles, labels = zip(*sorted(told, key=lambda each: "seeds:" not in each[1]), strict=True)
-    title = None if named else "tokens predicted at once"
-    places[-1].legend(handles, labels, frameon=False, loc="upper right", fontsize="small", title=title)
+    place: dict[str, Any] = {"loc": "upper right", "title": "tokens predicted at once"}
+    if named:  # too many, or too long, to stand among lines
+        place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
+    places[-1].legend(handles, labels, frameon=False, fontsize="small", **place)
     return figure
 
 
