@@ -10,15 +10,17 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
 from lab.experiments.store import Result
-from lab.experiments.sweep import Cell, Primary
+from lab.experiments.sweep import Cell, Primary, load_sweep
 from lab.home import home
 from lab.report.answers import over_seeds
 from lab.report.drawing import label_at_right, side_by_side
+from lab.report.figures import complete
 from lab.report.style import colour_of, use_style
 from lab.report.verdicts import judge
 from tests.made_up import LEVELS, WHOLE, stories
@@ -241,3 +243,24 @@ def test_side_by_side() -> None:
     assert list(shifts) == [1, 2, 4]
     assert list(shifts.values()) == pytest.approx([-0.2, 0, 0.2])
     assert side_by_side([2], 0.6) == {2: 0}
+
+
+def test_named_arms_are_lines_of_one_panel() -> None:
+    sweep = load_sweep("sweeps/pilot_polynomials.yaml", "cpu")
+    finished = complete(sweep, home() / "none")
+    [axes] = drawn("polynomials_by_operations", sweep, finished).axes
+    lines = [each for each in axes.containers if isinstance(each, ErrorbarContainer)]
+    strokes = {(to_hex(line.get_color()), line.get_linestyle()) for line, *_ in lines}
+    assert len(lines) == len(sweep.file.axes["arm"]) == 11
+    assert len(strokes) == 1 + 4 + 4, "n = 1, and four strokes each of the arms about two and about four"
+    for (line, *_), arm in zip(lines, sweep.file.axes["arm"], strict=True):
+        [threes] = [y for x, y in zip(*line.get_data(), strict=True) if round(x) == 3]
+        scores = [
+            row["exact_match"]
+            for cell, result in finished
+            for row in result["scores"]
+            if cell.axes["arm"] == arm
+            and {"operations": 3, "operator": "all", "seen": "all", "split": "test", "checkpoint": "final"}.items()
+            <= row.items()
+        ]
+        assert threes == pytest.approx(100 * np.mean(scores))
