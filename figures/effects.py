@@ -20,10 +20,12 @@ from lab.report.verdicts import judge
 from lab.tasks.base import Row
 
 SWEEPS = {
+    "sweeps/pilot_polynomials_seeds.yaml": "Ten seeds",
+    "sweeps/pilot_shallow_seeds.yaml": "Ten seeds, equal paths",
     "sweeps/pilot_polynomials.yaml": "Screen of arms",
-    "sweeps/pilot_answer.yaml": "Loss on the answer alone",
-    "sweeps/pilot_unclipped.yaml": "No clipping",
-    "sweeps/pilot_fast.yaml": "Learning rate 3.5e-3",
+    "sweeps/pilot_answer.yaml": "Screen: loss on the answer alone",
+    "sweeps/pilot_unclipped.yaml": "Screen: no clipping",
+    "sweeps/pilot_fast.yaml": "Screen: learning rate 3.5e-3",
 }
 GAP = 1.6
 """Between the last line of a sweep and the name of the next, in lines."""
