@@ -170,6 +170,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     process.wait()
     assert directory.checkpoint.exists()
     assert directory.read_result() is None, "it was killed too late to show anything"
+    directory.weights.mkdir()
+    (directory.weights / ".tmpmMkqLv").write_bytes(b"half")  # what safetensors leaves when it is killed as it writes
 
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     said = next(line for line in ended.stderr.splitlines() if "goes on from the checkpoint of step" in line)

@@ -249,6 +249,8 @@ def saved_step(checkpoint: Path) -> int:
 def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     """Write weights whole or not at all."""
     path.parent.mkdir(exist_ok=True)
+    for left in path.parent.glob(".tmp*"):  # safetensors' own, of a process that was killed while it wrote
+        left.unlink()
     with whole(path) as fresh:
         save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, fresh)
 
