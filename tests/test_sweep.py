@@ -16,6 +16,7 @@ import yaml
 from click.testing import CliRunner, Result
 from scipy import stats
 
+from lab import home as homes
 from lab.cli.main import cli
 from lab.errors import BadInput, Failure
 from lab.experiments import store as stores
@@ -258,6 +259,24 @@ def test_results_that_are_kept_count_as_done(
     (tmp_path / "results" / "bad.jsonl").write_text("{}\n")
     with pytest.raises(BadInput, match=r"bad\.jsonl, line 1"):
         kept_results(tmp_path / "results")
+
+
+def test_runs_that_sweeps_share_are_kept_once(
+    finished: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, store = finished
+    (tmp_path / "results").mkdir()
+    for module in (stores, homes):
+        monkeypatch.setattr(module, "home", lambda: tmp_path)
+    other = tmp_path / "other.yaml"
+    content = yaml.safe_load(Path(path).read_text())
+    content["axes"]["seed"] = [*content["axes"]["seed"], 7]  # these two are not done
+    other.write_text(yaml.safe_dump(content))
+    asked = (path, path, str(other))
+    told = [json.loads(lab("sweep", "keep", each, "--store", store, "--json").stdout) for each in asked]
+    assert [(each["results"], each["elsewhere"]) for each in told] == [(4, 0), (4, 0), (0, 4)]
+    assert [each.name for each in (tmp_path / "results").iterdir()] == ["sweep.cpu.jsonl"]
+    assert [state.name for state in states(load_sweep(str(other), "cpu"), tmp_path / "empty")].count("done") == 4
 
 
 def test_the_tidy_table_holds_every_score(finished: tuple[str, str], tmp_path: Path) -> None:

@@ -200,8 +200,11 @@ def show(path: str, scale: str, split: str, checkpoint: str, table: Path | None,
 @store_option
 @as_json
 def keep(path: str, scale: str, store: Path, as_json: bool) -> None:
-    """Copy the finished results of SWEEP into results/, where they are committed and count as done from then on."""
-    from lab.experiments.store import keep_results
+    """Copy the finished results of SWEEP into results/, where they are committed and count as done from then on.
+
+    Those that another sweep has kept there are not written again.
+    """
+    from lab.experiments.store import keep_results, kept_results
     from lab.experiments.sweep import load_sweep, runs
     from lab.home import home
 
@@ -211,11 +214,15 @@ def keep(path: str, scale: str, store: Path, as_json: bool) -> None:
     if not results:
         raise Failure(f"{path}, scale {scale}: no run is finished yet; begin with: {loaded.command(store)}")
     target = home() / "results" / f"{loaded.name}.{scale}.jsonl"
-    keep_results(target, results)
+    others = kept_results(but=target)
+    own = [result for result in results if result["identity"] not in others]
+    if own:
+        keep_results(target, own)
     if as_json:
-        print_json({"table": str(target), "results": len(results)})
+        print_json({"table": str(target), "results": len(own), "elsewhere": len(results) - len(own)})
     else:
-        click.echo(f"{len(results)} of {len(found)} results in {target}")
+        shared = f", {len(results) - len(own)} more in other tables beside it" if len(own) < len(results) else ""
+        click.echo(f"{len(own)} of {len(found)} results in {target}{shared}")
 
 
 def _chosen(found: "list[tuple[Cell, State]]", only: tuple[str, ...]) -> "list[tuple[Cell, State]]":

@@ -175,14 +175,14 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def kept_results(folder: Path | None = None) -> dict[str, Result]:
-    """The results committed under results/, by identity.
+def kept_results(folder: Path | None = None, but: Path | None = None) -> dict[str, Result]:
+    """The results committed under results/, by identity; those of the table `but` left out.
 
     Raises:
         BadInput: a line of a table is not a result, or it is no table.
     """
     results = {}
-    for table in sorted((folder or home() / "results").glob("*.jsonl")):
+    for table in sorted({*(folder or home() / "results").glob("*.jsonl")} - {but}):
         try:
             lines = table.read_bytes().splitlines()
         except OSError as error:
