@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -91,6 +91,7 @@ def test_pairing_gains_what_seeds_share() -> None:
 
 
 @given(st.lists(st.integers(-40, 40), min_size=2, max_size=9))
+@example([18, 21, -21, -18])
 def test_p_is_the_share_of_signs_that_say_as_much(points: list[int]) -> None:
     sums = [
         abs(sum(s * p for s, p in zip(signs, points, strict=True))) for signs in product((1, -1), repeat=len(points))

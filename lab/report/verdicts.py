@@ -66,8 +66,12 @@ def sign_flip(differences: NDArray[np.float64]) -> float:
 
     if len(differences) < 2:
         return math.nan
+
+    def size(flipped: NDArray[np.float64], axis: int) -> Any:
+        return np.abs(flipped.mean(axis)).round(12)  # scores are ratios of counts: what is as large is a tie
+
     rules: Any = {"permutation_type": "samples", "n_resamples": 2**16, "vectorized": True, "rng": 0}
-    return float(permutation_test((differences,), np.mean, **rules).pvalue)
+    return float(permutation_test((differences,), size, alternative="greater", **rules).pvalue)
 
 
 def power(effect: float, deviation: float, seeds: int) -> float:
