@@ -13,7 +13,15 @@ from matplotlib.figure import Figure
 
 from lab.experiments.store import Result
 from lab.experiments.sweep import Cell, Sweep
-from lab.report.drawing import GREY, further_axes, grid, means_with_intervals, panels, side_by_side
+from lab.report.drawing import (
+    GREY,
+    further_axes,
+    grid,
+    means_with_intervals,
+    one_run_each,
+    panels,
+    side_by_side,
+)
 from lab.report.style import colour_of
 from lab.report.tables import summarise, tidy
 from lab.tasks.polynomials import Polynomials
@@ -28,7 +36,7 @@ def draw(sweep: Sweep, finished: list[tuple[Cell, Result]]) -> Figure:
     """The figure of a sweep over n."""
     table = tidy(finished)
     scores = table[(table.checkpoint == "final") & (table.split == "test") & (table.operator == "all")]
-    named = [axis for axis in sweep.axes if axis in ("arm", "objective")]
+    named = [axis for axis in sweep.axes if axis in ("arm", "objective")][:1]
     scores = scores.assign(line=scores[named[0]] if named else "n = " + scores.n.astype(str))
     parts = panels(scores, further_axes(sweep, *named))
     figure, places = grid(len(parts), len(parts), 9.5 if named else 6.5, 4.6)
@@ -41,16 +49,17 @@ def draw(sweep: Sweep, finished: list[tuple[Cell, Result]]) -> Figure:
     places[0].set_ylabel("exact match (%)")
     told = zip(*places[-1].get_legend_handles_labels(), strict=True)
     handles, labels = zip(*sorted(told, key=lambda each: "seeds:" not in each[1]), strict=True)
-    place: dict[str, Any] = {"loc": "upper right", "title": "tokens predicted at once"}
+    where: dict[str, Any] = {"loc": "upper right", "title": "tokens predicted at once"}
     if named:  # too many, or too long, to stand among lines
-        place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
-    places[-1].legend(handles, labels, frameon=False, fontsize="small", **place)
+        where = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
+    places[-1].legend(handles, labels, frameon=False, fontsize="small", **where)
     return figure
 
 
 def panel(axes: Axes, scores: pd.DataFrame, last: int) -> None:
     """Scores by number of operations, of which training had at most `last`."""
     whole = scores[scores.seen == "all"]
+    one_run_each(whole, ["line", "operations", "seed"])
     unseen = scores[(scores.seen == "unseen") & scores["count"].between(FEW, whole["count"].max() - 1)]
     means = summarise(whole, ["line"], "operations", "exact_match")
     lines = whole.drop_duplicates("line").set_index("line").n

@@ -245,6 +245,15 @@ def test_side_by_side() -> None:
     assert side_by_side([2], 0.6) == {2: 0}
 
 
+def test_a_line_is_never_a_mean_over_what_is_not_shown() -> None:
+    sweep = load_sweep("sweeps/pilot_answer.yaml", "cpu")
+    finished = complete(sweep, home() / "none")
+    assert {cell.axes["arm"] for cell, _ in finished} == {"next token", "four heads"}
+    mixed = [(dataclasses.replace(cell, axes={**cell.axes, "arm": "both"}), result) for cell, result in finished]
+    with pytest.raises(ValueError, match="does not tell several runs apart"):
+        drawn("polynomials_by_operations", sweep, mixed)
+
+
 def test_named_arms_are_lines_of_one_panel() -> None:
     sweep = load_sweep("sweeps/pilot_polynomials.yaml", "cpu")
     finished = complete(sweep, home() / "none")

@@ -180,9 +180,8 @@ def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[Row]:
 
     Columns: `arm`, the arm's values on the sweep's axes but the seed, and `n`; `less`, the other arm's; `mean`, `low`,
     `high` of the `differences`, by seed; `seeds`, their number; `verdict`, "screen" where the sweep is one; `p`, of
-    `sign_flip`; `change`, by how much the difference is
-    another than the same arm's under the sweep's first condition (`mean`, `low`, `high` over seeds; None where there is
-    but one, or for the first); `score` and `other_score`, the mean of either; `past` and `other_past`, how many of
+    `sign_flip`; `change`, by how much the difference is another than the same arm's under the sweep's first condition
+    (`mean`, `low`, `high` over seeds; None where there is but one, or for the first); `score` and `other_score`, the mean of either; `past` and `other_past`, how many of
     their seeds are past the task's first level; `tokens_to` and `other_tokens_to`, the median of the tokens after which
     validation stayed above it (nan for a run that never did; None where curves do not tell); `pairing_gain`;
     `deviation` of the differences; `seeds_for_margin` and `seeds_for_margin_safe`, the seeds that would find a
