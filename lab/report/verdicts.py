@@ -181,13 +181,14 @@ def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[Row]:
     Columns: `arm`, the arm's values on the sweep's axes but the seed, and `n`; `less`, the other arm's; `mean`, `low`,
     `high` of the `differences`, by seed; `seeds`, their number; `verdict`, "screen" where the sweep is one; `p`, of
     `sign_flip`; `change`, by how much the difference is another than the same arm's under the sweep's first condition
-    (`mean`, `low`, `high` over seeds; None where there is but one, or for the first); `score` and `other_score`, the mean of either; `past` and `other_past`, how many of
-    their seeds are past the task's first level; `tokens_to` and `other_tokens_to`, the median of the tokens after which
-    validation stayed above it (nan for a run that never did; None where curves do not tell); `pairing_gain`;
-    `deviation` of the differences; `seeds_for_margin` and `seeds_for_margin_safe`, the seeds that would find a
-    difference as large as the margin in four cases of five, by the deviation and by its upper 80 % limit;
-    `minutes_for_margin_safe`, what the latter cost: training of both arms, on what a run of theirs had (a GPU, or its
-    threads' cores), by the fastest run of each, which shared that with the fewest others. Scores are shares of 1.
+    (`mean`, `low`, `high` over seeds; None where there is but one, or for the first); `score` and `other_score`, the
+    mean of either; `past` and `other_past`, how many of their seeds are past the task's first level; `tokens_to` and
+    `other_tokens_to`, the median of the tokens after which validation stayed above it (nan for a run that never did;
+    None where curves do not tell); `pairing_gain`; `deviation` of the differences; `seeds_for_margin` and
+    `seeds_for_margin_safe`, the seeds that would find a difference as large as the margin in four cases of five, by the
+    deviation and by its upper 80 % limit; `minutes_for_margin_safe`, what the latter cost: training of both arms, on
+    what a run of theirs had (a GPU, or its threads' cores), by the fastest run of each, which shared that with the
+    fewest others. Scores are shares of 1.
 
     Raises:
         BadInput: the sweep states no primary endpoint, or one that its runs have no scores for.
