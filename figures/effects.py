@@ -20,12 +20,16 @@ from lab.report.verdicts import judge
 from lab.tasks.base import Row
 
 SWEEPS = {
-    "sweeps/pilot_polynomials_seeds.yaml": "Ten seeds",
+    "sweeps/pilot_rates_seeds.yaml": "Ten seeds, less next token at the same learning rate",
+    "sweeps/pilot_polynomials_seeds.yaml": "Ten seeds, a learning rate for each arm",
     "sweeps/pilot_shallow_seeds.yaml": "Ten seeds, equal paths",
+    "sweeps/pilot_whole_seeds.yaml": "Ten seeds, learning rate 2.0e-3",
     "sweeps/pilot_polynomials.yaml": "Screen of arms",
     "sweeps/pilot_answer.yaml": "Screen: loss on the answer alone",
     "sweeps/pilot_unclipped.yaml": "Screen: no clipping",
-    "sweeps/pilot_fast.yaml": "Screen: learning rate 3.5e-3",
+    "sweeps/pilot_fresh_seeds.yaml": "Ten seeds, three names of ten fresh",
+    "sweeps/pilot_fresh_again.yaml": "Ten other seeds",
+    "sweeps/pilot_depth_seeds.yaml": "The first ten seeds",
 }
 GAP = 1.6
 """Between the last line of a sweep and the name of the next, in lines."""
