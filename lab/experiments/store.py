@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -184,20 +185,28 @@ def kept_results(folder: Path | None = None, but: Path | None = None) -> dict[st
     results = {}
     for table in sorted({*(folder or home() / "results").glob("*.jsonl")} - {but}):
         try:
-            lines = table.read_bytes().splitlines()
+            state = table.stat()
+            results.update(_kept(table, (state.st_ino, state.st_mtime_ns, state.st_size)))
         except OSError as error:
             raise BadInput(f"{table}: cannot be read: {error.strerror}") from None
-        for number, line in enumerate(lines, start=1):
-            try:
-                result = json.loads(line)
-                for name in _TABLES & result.keys():  # the first results were kept without a curve
-                    result[name] = _rows(result[name])
-                sound = _is_result(result)
-            except (TypeError, KeyError, AttributeError, ValueError):
-                sound = False
-            if not sound:
-                raise BadInput(f"{table}, line {number}: not a run's result")
-            results[result["identity"]] = result
+    return results
+
+
+@cache
+def _kept(table: Path, state: tuple[int, ...]) -> dict[str, Result]:
+    """The results of a table, which is read again only when its `state` changes: commands over many sweeps need all."""
+    results = {}
+    for number, line in enumerate(table.read_bytes().splitlines(), start=1):
+        try:
+            result = json.loads(line)
+            for name in _TABLES & result.keys():  # the first results were kept without a curve
+                result[name] = _rows(result[name])
+            sound = _is_result(result)
+        except (TypeError, KeyError, AttributeError, ValueError):
+            sound = False
+        if not sound:
+            raise BadInput(f"{table}, line {number}: not a run's result")
+        results[result["identity"]] = result
     return results
 
 
