@@ -6,6 +6,7 @@ which arms count as alike. Colours are n.
 """
 
 from itertools import groupby
+from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -24,6 +25,8 @@ SWEEPS = {
     "sweeps/pilot_polynomials_seeds.yaml": "Ten seeds, a learning rate for each arm",
     "sweeps/pilot_shallow_seeds.yaml": "Ten seeds, equal paths",
     "sweeps/pilot_whole_seeds.yaml": "Ten seeds, learning rate 2.0e-3",
+    "sweeps/pilot_path_seeds.yaml": "Read after: learning rate 2.0e-3",
+    "sweeps/pilot_best_seeds.yaml": "Read after: next token at 1.3e-3",
     "sweeps/pilot_polynomials.yaml": "Screen of arms",
     "sweeps/pilot_answer.yaml": "Screen: loss on the answer alone",
     "sweeps/pilot_unclipped.yaml": "Screen: no clipping",
@@ -72,8 +75,8 @@ def panel(axes: Axes, groups: list[Group]) -> None:
     for words, margin, rows in groups:
         than = {named(row["less"]) for row in rows}
         less = f", less {than.pop()}" if len(than) == 1 else ""
-        style = {"ha": "right", "va": "center", "fontweight": "bold", "fontsize": "small"}
-        axes.text(-0.01, place, f"{words}{less}", transform=at_left, **style)  # type: ignore[arg-type]
+        style: dict[str, Any] = {"ha": "right", "va": "center", "fontweight": "bold", "fontsize": "small"}
+        axes.text(-0.01, place, f"{words}{less}", transform=at_left, **style)
         band = [place + 0.5, place + len(rows) + 0.5]
         axes.fill_betweenx(band, -margin, margin, color="0.93", linewidth=0, zorder=-1)
         for row in rows:
