@@ -39,6 +39,12 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
+def plain_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the CPU's compiled kernels, whose work torch does not see."""
+    monkeypatch.setattr("lab.models.kernels.serve", lambda _: False)
+
+
+@pytest.fixture
 def tiny_file(tmp_path: Any) -> str:
     """A recipe file of the tiny experiment."""
     path = tmp_path / "tiny.yaml"

@@ -19,6 +19,7 @@ from lab.objectives.parallel import Parallel
 MODEL = Model(layers=5, width=32, heads=4)
 
 
+@pytest.mark.usefixtures("plain_formulas")
 @pytest.mark.parametrize(("rows", "context"), [(1, 16), (3, 40)])
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_flops_are_those_that_torch_counts(n: int, rows: int, context: int) -> None:

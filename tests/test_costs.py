@@ -131,6 +131,7 @@ def test_sizes_are_those_of_table_s14(name: str, millions: float, in_all: float 
         assert shape.parameters / 1e6 == pytest.approx(in_all, rel=0.002)
 
 
+@pytest.mark.usefixtures("plain_formulas")
 def test_an_inner_width_of_its_own() -> None:
     """Against torch: parameters counted, and the FLOPs of a training step, of a model whose layers are replaced."""
     shape, context, rows, n = of(5, 32, 4, 17, inner=52), 24, 2, 3
@@ -177,7 +178,7 @@ def test_what_a_bf16_layer_keeps_is_what_autograd_saves() -> None:
     width, heads, rows, positions = 256, 4, 2, 128
     blocks = [Block(width, heads) for _ in range(2)]
     weights = {each.untyped_storage().data_ptr() for block in blocks for each in block.parameters()}
-    context = Context(rotary(positions, width // heads, 1e4, torch.device("cpu")), None)
+    context = Context(rotary(positions, width // heads, 1e4, torch.device("cpu")))
 
     def saved(part: list[Block]) -> int:
         found: dict[int, Tensor] = {}
@@ -229,6 +230,7 @@ def test_all_gradients_are_there_at_the_end(n: int, order: Order, tokens: int, n
 # Decoding
 
 
+@pytest.mark.usefixtures("plain_formulas")
 @pytest.mark.parametrize(("heads", "cached", "rows"), [(1, 0, 1), (1, 30, 3), (2, 7, 2), (3, 30, 2)])
 def test_a_pass_costs_what_torch_counts(heads: int, cached: int, rows: int) -> None:
     """A reference with caches: every layer's queries of k positions look at C + k keys; k heads read all positions."""

@@ -108,7 +108,7 @@ def test_packed_documents_are_as_if_alone() -> None:
     packed, rotations = packed_logits(model, tokens, ROW), model.decoder.context(tokens, None).rotary
     for first, last in ((0, 3), (3, 4), (4, 9), (9, 11)):
         alone = tokens[:, first:last]
-        same_place = head_logits(model, alone, Context(rotations[first:last], None))
+        same_place = head_logits(model, alone, Context(rotations[first:last]))
         torch.testing.assert_close(packed[:, :, first:last], same_place, rtol=0, atol=1e-13)
         # Counted from 0, the rotations are other float32 numbers, which is what this tolerance is for.
         torch.testing.assert_close(packed[:, :, first:last], packed_logits(model, alone, None), rtol=0, atol=1e-6)
@@ -199,8 +199,8 @@ def test_a_layer_is_what_loops_compute(documents: list[int]) -> None:
     x = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     angles = torch.arange(6.0, dtype=torch.float64)[:, None] * 10_000.0 ** -torch.tensor([0.0, 0.5]).double()
     marks = torch.tensor(documents)
-    mask = None if max(documents) == 0 else (marks[:, None] == marks).tril()[None, None].double().log()
-    result = block(x, Context(torch.polar(torch.ones_like(angles), angles)[:, None], mask))
+    context = Context(torch.polar(torch.ones_like(angles), angles)[:, None], marks[None], dtype=torch.float64)
+    result = block(x, context)
     expected = naive_block(arrays(block), list(x[0].numpy()), documents, heads=2)
     np.testing.assert_allclose(result[0].detach().numpy(), expected, rtol=1e-12, atol=1e-12)
 

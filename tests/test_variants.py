@@ -469,6 +469,7 @@ def test_initial_weights_are_paired_and_of_the_stated_deviation(name: str) -> No
     assert len([key for key in own.keys() - common if key.startswith("objective.")]) == new.get(name, 0)
 
 
+@pytest.mark.usefixtures("plain_formulas")
 @pytest.mark.parametrize(("n", "extra"), [(1, 0), (2, 0), (4, 0), (4, 3)])
 @each_variant
 def test_flops_are_those_that_torch_counts(name: str, n: int, extra: int) -> None:

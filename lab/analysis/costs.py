@@ -175,10 +175,9 @@ def kept_per_layer(shape: Architecture, context: int, precision: Precision) -> f
     width, inner = shape.width, shape.inner
     if precision == "bf16":
         return 24 * width + 8 * inner + 4 * shape.heads
-    from lab.models import kernels
+    from lab.analysis.memory import numbers_kept_per_layer
 
-    probabilities = shape.heads * kernels.keys_kept(context)
-    return 4 * ((8 if probabilities else 11) * width + 4 * inner + probabilities)
+    return 4 * numbers_kept_per_layer(width, inner, shape.heads, context)
 
 
 def net_bytes(shape: Architecture, n: int, tokens: int, context: int, order: Order, precision: Precision) -> int:

@@ -151,30 +151,44 @@ def bound(setting: Setting, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | 
     return {"n": 4, "vocabulary": BOUND_VOCABULARY, "at_most": BOUND, "ratio_to_n1": ratios, "holds": holds}
 
 
+def with_kernels(context: int) -> bool:
+    """Return whether the CPU's kernels (`lab.models.kernels`) compute layers in rows of `context` positions."""
+    return context <= kernels.LONGEST and kernels.library() is not None
+
+
+def numbers_kept_per_layer(width: int, inner: int, heads: int, context: int) -> int:
+    """Return how many numbers a layer keeps for a position until its backward pass, in fp32 on a CPU.
+
+    With the kernels: its input, queries, keys, values, attention's output and the stream between (6 widths), gate and
+    value (2 inner widths), the norms' two factors, a softmax's denominator for each head. By the plain formulas: also
+    the norms' outputs, rotated queries and keys and a copy of attention's output (11 widths), and SwiGLU's parts (4).
+    """
+    return 6 * width + 2 * inner + heads + 2 if with_kernels(context) else 11 * width + 4 * inner
+
+
 def estimate(model: LanguageModel, tokens: int, context: int, order: Order) -> int:
     """Bytes of the net peak of a training step in float32 on a CPU, by what is known to be there at once.
 
-    - Of every layer what its kernels (`lab.models.kernels`) keep until its backward pass: for a position 8 widths (the
-      inputs and outputs of norms and products), 4 inner widths, and its attention's probabilities, or 3 widths in rows
-      that are too long for that; and the mask, once. With `joint` or chained heads that is all layers, else the
-      trunk's and one head's, since heads are done with one by one.
+    - Of every layer `numbers_kept_per_layer`; where that has no kernels of its own also the mask, once. With `joint` or
+      chained heads that is all layers, else the trunk's and one head's, since heads are done with one by one.
     - With `joint` each head's logits, whose memory `lab.objectives.cross_entropy` makes do with; else those of one head
-      or chunk; or 2 inner widths of gradients within a layer, where that is more.
+      or chunk; or the gradients within a layer, where that is more.
     - The unembedding's gradient, and where those of heads or chunks are added up as many of it as were found to be
       there; but with `joint`, those of the heads' parameters. All others are made later, while activations go.
-    - Of the heads a few widths: 2 each with `joint`, 5 in all else.
+    - Of the heads a few widths: 2 each and 3 with `joint`, 5 in all else.
 
-    Within 2 % of what was measured with the parallel objective, 30M, 4096 tokens, V = 256 to 128,000, n = 1 to 8.
+    Within 5 % of what was measured with the parallel objective (tests, and results/bench_memory.cpu.json).
     """
     objective, unembedding = model.objective, model.decoder.unembedding.weight
     layers = [sum(isinstance(each, Block) for each in part.modules()) for part in (model.decoder, objective)]
     together = order == "joint" or objective.chained
     kept = layers[0] + (layers[1] if together else math.ceil(layers[1] / objective.n))
-    width, in_heads = unembedding.shape[1], 2 * objective.n if order == "joint" else 5
-    probabilities = width // model.decoder.head_width * kernels.keys_kept(context)
-    layer = (8 if probabilities else 11) * width + 4 * inner_width(width) + probabilities
-    activations = round(4 * tokens * (kept * layer + context + in_heads * width))
-    logits, within = 4 * tokens * unembedding.shape[0], 4 * tokens * 2 * inner_width(width)
+    width, in_heads = unembedding.shape[1], 2 * objective.n + 3 if order == "joint" else 5
+    inner, mask = inner_width(width), 0 if with_kernels(context) else context
+    layer = numbers_kept_per_layer(width, inner, width // model.decoder.head_width, context)
+    activations = 4 * tokens * (kept * layer + mask + in_heads * width)
+    within = 4 * tokens * (4 * inner + 3 * width if with_kernels(context) else 2 * inner)
+    logits = 4 * tokens * unembedding.shape[0]
     if order == "joint":
         return activations + max(objective.n * logits, within) + _bytes([unembedding])
     chunk = min(logits, CHUNK_BYTES) if order == "fused" else logits

@@ -12,12 +12,15 @@ from typing import Any
 import torch
 
 from lab.home import home
+from lab.models import kernels
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """The machine, in words and numbers."""
     about: dict[str, Any] = {"host": platform.node(), "cpu": _cpu_name(), "cores": cores()}
     about["threads"] = torch.get_num_threads()
+    about["instructions"] = torch.backends.cpu.get_cpu_capability()
+    about["kernels"] = "compiled" if device.type == "cpu" and kernels.library() else "torch"
     about["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return about
 

@@ -3,10 +3,12 @@
 Shape suffixes: B rows, T positions, D width, H attention heads, K width of one attention head, F inner width, V tokens.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from lab.models import kernels
 from lab.models.cache import Cache, Slots
 from lab.models.sizes import Model
+
+EPS = 1e-5
+"""Added to the mean square in RMSNorm."""
 
 
 def inner_width(width: int) -> int:
@@ -41,26 +46,64 @@ def rotate(x_BTHK: Tensor, rotary_TK: Tensor) -> Tensor:
     return torch.view_as_real(turned).flatten(-2).to(x_BTHK.dtype)
 
 
-class Context(NamedTuple):
-    """What every layer of one forward pass shares: the positions' rotations, and which positions see which."""
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What all layers of one forward pass share: the positions' rotations, and which positions see which."""
 
     rotary: Tensor
     """complex64 [T, 1, K/2], or [B, T, 1, K/2] where rows stand at different positions."""
-    mask: Tensor | None
-    """[B, 1, T, T], 0 where a query (third axis) may look at a key (last axis), else -inf; None for plain causal."""
+    documents: Tensor | None = None
+    """int64 [B, T], the document of each token within its row, documents lying one after another; attention is causal
+    within them. None: every row is one document."""
+    seen: Tensor | None = None
+    """In decoding: bool [B, S, C], the columns of the cache that each new token sees. None: plain causal."""
     slots: Slots | None = None
-    """In decoding: the columns of the cache that the T tokens take; keys (the mask's last axis) are then columns."""
+    """In decoding: the columns of the cache that the S new tokens take."""
+    dtype: torch.dtype = torch.float32
+    """The mask's dtype."""
+
+    @functools.cached_property
+    def mask(self) -> Tensor | None:
+        """[B, 1, T, T], 0 where a query (third axis) sees a key (last axis), else -inf; None for plain causal."""
+        seen = self.seen
+        if self.documents is not None:
+            seen = (self.documents[:, :, None] == self.documents[:, None, :]).tril()
+        if seen is None:
+            return None
+        mask = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device)
+        return mask.masked_fill_(~seen, -torch.inf)[:, None]
+
+    @functools.cached_property
+    def turn(self) -> Tensor:
+        """float32 [T, K], cosines, then sines of all pairs of channels."""
+        return torch.cat((self.rotary[:, 0].real, self.rotary[:, 0].imag), dim=1)
+
+    def suits_kernels(self, x_BTD: Tensor) -> bool:
+        """Return whether the CPU's kernels compute attention on x [B, T, ...]: no decoding, and no very long rows."""
+        return self.slots is None and x_BTD.shape[1] <= kernels.LONGEST and kernels.serve(x_BTD)
+
+    def starts(self, rows: int, positions: int) -> Tensor:
+        """Return the first position of each position's document, int32 [B, T]."""
+        return self._starts if self.documents is not None else torch.zeros(rows, positions, dtype=torch.int32)
+
+    @functools.cached_property
+    def _starts(self) -> Tensor:
+        assert self.documents is not None
+        places = torch.arange(self.documents.shape[1], dtype=torch.int32, device=self.documents.device)
+        begins = torch.zeros_like(self.documents, dtype=torch.bool)
+        torch.ne(self.documents[:, 1:], self.documents[:, :-1], out=begins[:, 1:])
+        return (places * begins).cummax(dim=1).values.contiguous()
 
 
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x²) + 1e-5), times a weight (arXiv 1910.07467)."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-5)
+        super().__init__(width, eps=EPS)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and kernels.serve(x_BTD):  # without gradients torch's own is faster
-            return kernels.rms_norm(x_BTD, self.weight, 1e-5)
+        if kernels.serve(x_BTD):
+            return kernels.rms_norm(x_BTD, self.weight, EPS)
         return super().forward(x_BTD)
 
 
@@ -75,8 +118,9 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         inputs = self.inputs(x_BTD)
-        if context.slots is None and kernels.serve(inputs) and inputs.shape[1] <= kernels.LONGEST:
-            return self.output(kernels.attend(inputs, context.rotary, context.mask, self.heads))  # type: ignore[no-any-return]
+        if not torch.is_grad_enabled() and context.suits_kernels(inputs):
+            turn_TK, starts_BT = context.turn.to(inputs.dtype), context.starts(*inputs.shape[:2])
+            return self.output(kernels.attention(inputs, turn_TK, starts_BT, self.heads))  # type: ignore[no-any-return]
         heads = inputs.unflatten(-1, (3 * self.heads, -1))
         qk, v_BTHK = heads.split((2 * self.heads, self.heads), dim=2)
         q_BTHK, k_BTHK = rotate(qk, context.rotary).chunk(2, dim=2)
@@ -97,7 +141,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         inputs = self.inputs(x_BTD)
-        if torch.is_grad_enabled() and kernels.serve(inputs):
+        if not torch.is_grad_enabled() and kernels.serve(inputs):
             return self.output(kernels.swiglu(inputs))  # type: ignore[no-any-return]
         gate, value = inputs.chunk(2, dim=-1)
         return self.output(F.silu(gate) * value)  # type: ignore[no-any-return]
@@ -120,8 +164,30 @@ class Block(nn.Module):
         return self._layer(x_BTD, context)
 
     def _layer(self, x_BTD: Tensor, context: Context) -> Tensor:
+        if torch.is_grad_enabled() and context.suits_kernels(x_BTD) and not self._observed():
+            turn_TK, starts_BT = context.turn.to(x_BTD.dtype), context.starts(*x_BTD.shape[:2])
+            return kernels.layer(x_BTD, turn_TK, starts_BT, self.attention.heads, EPS, self._weights())
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), context)
         return x_BTD + self.feedforward(self.feedforward_norm(x_BTD))  # type: ignore[no-any-return]
+
+    def _weights(self) -> kernels.Weights:
+        attention, feedforward = self.attention, self.feedforward
+        return kernels.Weights(
+            self.attention_norm.weight, attention.inputs.weight, attention.output.weight,
+            self.feedforward_norm.weight, feedforward.inputs.weight, feedforward.output.weight,
+        )  # fmt: skip
+
+    def _observed(self) -> bool:
+        """Return whether a hook on a part of the layer waits to be called: then parts are called one by one."""
+        attention, feedforward = self.attention, self.feedforward
+        parts = (
+            self.attention_norm, attention, attention.inputs, attention.output,
+            self.feedforward_norm, feedforward, feedforward.inputs, feedforward.output,
+        )  # fmt: skip
+        return any(
+            each._forward_hooks or each._forward_pre_hooks or each._backward_hooks or each._backward_pre_hooks
+            for each in parts
+        )
 
 
 class Decoder(nn.Module):
@@ -144,11 +210,8 @@ class Decoder(nn.Module):
             documents_BT: the document of each token within its row; None where every row is one document, padded on
                 the right (then plain causal attention is exact and the faster kernel serves).
         """
-        mask = None
-        if documents_BT is not None:
-            mask = self._mask((documents_BT[:, :, None] == documents_BT[:, None, :]).tril())
         rotations = rotary(tokens_BT.shape[1], self.head_width, self.rotary_base, tokens_BT.device)
-        return Context(rotations, mask)
+        return Context(rotations, documents_BT, dtype=self._mask_dtype(tokens_BT.device.type))
 
     def cache(self, columns: int) -> Cache:
         """An empty cache for rows of so many tokens at most."""
@@ -164,16 +227,14 @@ class Decoder(nn.Module):
             seen_BSC: bool, the columns that each of them sees, of the first C; its own is one. None where columns are
                 0 to S-1 of an empty cache: then plain causal.
         """
-        end, mask = (columns_BS.shape[1], None) if seen_BSC is None else (seen_BSC.shape[2], self._mask(seen_BSC))
-        return Context(cache.rotary[positions_BS], mask, Slots(cache, cache.places(columns_BS), end))
+        end = columns_BS.shape[1] if seen_BSC is None else seen_BSC.shape[2]
+        slots = Slots(cache, cache.places(columns_BS), end)
+        dtype = self._mask_dtype(columns_BS.device.type)
+        return Context(cache.rotary[positions_BS], seen=seen_BSC, slots=slots, dtype=dtype)
 
-    def _mask(self, seen_BTT: Tensor) -> Tensor:
-        """[B, 1, T, T], 0 where a query sees a key, else -inf."""
-        kind = seen_BTT.device.type
+    def _mask_dtype(self, kind: str) -> torch.dtype:
         # Not the weights' own under autocast: attention would cast it in every layer, and keep every copy.
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.embedding.weight.dtype
-        mask = torch.zeros(seen_BTT.shape, dtype=dtype, device=seen_BTT.device)
-        return mask.masked_fill_(~seen_BTT, -torch.inf)[:, None]
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.embedding.weight.dtype
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
         """The trunk's output z [B, T, D]."""

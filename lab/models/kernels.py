@@ -1,159 +1,291 @@
-"""The decoder's parts on a CPU, each as one node of the autograd graph whose backward pass is written out.
+"""A transformer layer on a CPU as one node of the autograd graph: products are torch's, the rest compiled C loops.
 
-What is left out is traffic: copies of gradients that chunks and transposes would be put together from, buffers for what
-can be overwritten, sigmoids and rotations computed twice, and of attention what lies beyond the diagonal. Values and
-gradients are those of the plain formulas in `lab.models.decoder`, which serve on GPUs, but for rounding. What that is
-worth is in BENCHMARKS.md.
+The loops are in kernels.c, which the machine's C compiler builds once, in about two seconds, into the user's cache
+folder. Values and gradients are those of the plain formulas in `lab.models.decoder`, up to rounding. The plain formulas
+serve on GPUs, under autocast, and where there is no C compiler. Speeds are in BENCHMARKS.md.
 
-Shape suffixes: B rows, T positions, D width, H attention heads, K width of one attention head, N = B·H, F inner width.
+Shape suffixes: B rows, T positions, D width, H attention heads, K width of one attention head, F inner width.
 """
 
-import math
-from typing import Any
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LONGEST = 256
-"""Positions up to which `attend` serves; in longer rows torch's own kernel, which keeps no probabilities, is faster."""
-ROWS = 64
-"""Queries of a block of attention."""
+LONGEST = 512
+"""Positions of a row up to which these kernels serve: beyond, torch's attention, which works in tiles, is faster."""
+
+_SOURCE = Path(__file__).with_suffix(".c")
+_FLAGS = (
+    "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math",
+    "-freciprocal-math", "-fopenmp-simd",
+)  # fmt: skip
+_NAMES = {torch.float32: "float", torch.float64: "double"}
 
 
 def serve(x: Tensor) -> bool:
-    """Whether these kernels are to be used on x: on a CPU, in float32 or wider."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    """Return whether these kernels compute on x: a CPU tensor in float32 or float64, and a C compiler was found."""
+    plain = x.device.type == "cpu" and x.dtype in _NAMES and not torch.is_autocast_enabled("cpu")
+    return plain and library() is not None
 
 
-def keys_kept(positions: int) -> float:
-    """Keys whose probabilities `attend` keeps for a query and head until the backward pass, the mean over a row."""
-    if positions > LONGEST:
-        return 0.0
-    starts = range(0, positions, ROWS)
-    return sum((min(start + ROWS, positions) - start) * min(start + ROWS, positions) for start in starts) / positions
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """Return x / sqrt(mean(x²) + eps) · weight, the mean over the last axis; the shape stays."""
+    return _RMSNorm.apply(x, weight_D, eps)  # type: ignore[no-any-return,no-untyped-call]
 
 
-def rms_norm(x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x²) + eps) · weight, the mean over the last axis."""
-    return _RMSNorm.apply(x_BTD, weight_D, eps)  # type: ignore[no-any-return,no-untyped-call]
+def swiglu(x: Tensor) -> Tensor:
+    """Return silu(gate) · value, [..., F], of gate and value side by side, [..., 2F]; not differentiable."""
+    return _swiglu(x.contiguous())
 
 
-def swiglu(x_BTF: Tensor) -> Tensor:
-    """silu(gate) · value, [B, T, F], of gate and value side by side, [B, T, 2F]."""
-    return _SwiGLU.apply(x_BTF)  # type: ignore[no-any-return,no-untyped-call]
-
-
-def attend(x_BTX: Tensor, rotary: Tensor, mask: Tensor | None, heads: int) -> Tensor:
-    """Causal attention [B, T, D] of queries, keys and values side by side, [B, T, 3D], the first two yet to be turned.
+def attention(x_BTX: Tensor, turn_TK: Tensor, starts_BT: Tensor, heads: int) -> Tensor:
+    """Return causal attention within documents, [B, T, D]; not differentiable.
 
     Args:
-        x_BTX: what attends; each third holds all heads, one after another.
-        rotary: complex [T, 1, K/2], the positions' rotations.
-        mask: [B, 1, T, T], added to the scores of queries (third axis) with keys up to theirs; None for none.
+        x_BTX: [B, T, 3D] queries, keys and values side by side, each of all heads side by side, not yet rotated.
+        turn_TK: the dtype of x; for each position K/2 cosines, then K/2 sines, one for each pair of channels.
+        starts_BT: int32, the first position of the document that a position belongs to.
         heads: attention heads.
     """
-    return _Attend.apply(x_BTX, rotary[:, 0], mask, heads)  # type: ignore[no-any-return,no-untyped-call]
+    return _attention(x_BTX.contiguous(), turn_TK, starts_BT, heads)[0]
+
+
+class Weights(NamedTuple):
+    """The parameters of one pre-norm layer; matrices are [outputs, inputs]."""
+
+    attention_norm: Tensor
+    attention_inputs: Tensor
+    attention_output: Tensor
+    feedforward_norm: Tensor
+    feedforward_inputs: Tensor
+    feedforward_output: Tensor
+
+
+def layer(x_BTD: Tensor, turn_TK: Tensor, starts_BT: Tensor, heads: int, eps: float, weights: Weights) -> Tensor:
+    """Return a transformer layer's output [B, T, D]: x plus attention, then plus SwiGLU, each on its RMSNorm.
+
+    The other arguments are those of `attention` and `rms_norm`.
+    """
+    return _Layer.apply(x_BTD, turn_TK, starts_BT, heads, eps, *weights)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, inverse)
-        return torch.mul(x, inverse).mul_(weight)
+        out, inverse = _normed(x.contiguous(), weight, eps)
+        ctx.save_for_backward(x.contiguous(), weight, inverse)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        """LayerNorm's, with 0 for the mean, and without what it takes off since its mean moves with x."""
         x, weight, inverse = ctx.saved_tensors
-        of_x, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
-            gradient, x, weight.shape, torch.zeros_like(inverse), inverse, weight, None, [True, True, False]
-        )
-        taken_off = (gradient @ weight).unsqueeze(-1).mul_(inverse).div_(x.shape[-1])
-        return of_x.add_(taken_off), of_weight, None
+        of_x = torch.zeros_like(x)
+        return of_x, _add_norm_gradient(x, weight, inverse, gradient.contiguous(), of_x), None
 
 
-class _SwiGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        gate, value = x.chunk(2, dim=-1)
-        sigmoid = gate.sigmoid()
-        ctx.save_for_backward(x, sigmoid)
-        return (gate * sigmoid).mul_(value)
+class _Layer(torch.autograd.Function):
+    """Keeps its input, queries, keys, values, attention's output, the stream between, and gate and value.
+
+    Norms and SwiGLU's product are computed again in the backward pass, which costs less than to keep them. Tensors are
+    [B·T, ...] inside, and every gradient is written once, where it is to be.
+    """
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        x, sigmoid = ctx.saved_tensors
-        gate, value = x.chunk(2, dim=-1)
-        of_x = torch.empty_like(x)
-        of_gate, of_value = of_x.chunk(2, dim=-1)
-        silu = gate * sigmoid
-        torch.mul(gradient, silu, out=of_value)
-        slope = silu.addcmul_(silu, sigmoid, value=-1).add_(sigmoid)  # silu' = σ + silu (1 - σ)
-        torch.mul(slope.mul_(gradient), value, out=of_gate)
-        return of_x
+    def forward(
+        ctx: Any, x_BTD: Tensor, turn: Tensor, starts: Tensor, heads: int, eps: float, *parameters: Tensor
+    ) -> Tensor:
+        weights = Weights(*parameters)
+        x = x_BTD.contiguous().flatten(0, 1)
 
+        # Attention, on the norm of x; its output is added to x.
+        normed, inverse = _normed(x, weights.attention_norm, eps)
+        qkv = normed @ weights.attention_inputs.T
+        mixed, logs = _attention(qkv.view(*x_BTD.shape[:2], -1), turn, starts, heads)
+        mixed = mixed.flatten(0, 1)
+        between = torch.addmm(x, mixed, weights.attention_output.T)
 
-class _Attend(torch.autograd.Function):
-    """A block's queries see the keys up to the block's end; probabilities are kept for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rotary_TK: Tensor, mask: Tensor | None, heads: int) -> Tensor:
-        rows, positions, _ = x.shape
-        parts = x.view(rows, positions, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        qkv = parts.clone(memory_format=torch.contiguous_format)  # always a copy: what follows overwrites it
-        _turn(qkv[:2], rotary_TK)
-        q, k, v = qkv.flatten(1, 2)
-        q.mul_(1 / math.sqrt(q.shape[-1]))
-        future = torch.full((ROWS, ROWS), -torch.inf, dtype=x.dtype).triu_(1)
-        mixed, kept = torch.empty_like(q), []
-        for start in range(0, positions, ROWS):
-            end = min(start + ROWS, positions)
-            scores = q[:, start:end] @ k[:, :end].mT
-            if mask is None:
-                scores[..., start:].add_(future[: end - start, : end - start])
-            else:
-                scores.view(rows, heads, end - start, end).add_(mask[:, :, start:end, :end])
-            kept.append(torch.softmax(scores, dim=-1))
-            mixed[:, start:end] = kept[-1] @ v[:, :end]
-        ctx.save_for_backward(qkv, rotary_TK, *kept)
-        return mixed.view(rows, heads, positions, -1).transpose(1, 2).flatten(2)
+        # SwiGLU, on the norm of that sum.
+        normed, inverse_between = _normed(between, weights.feedforward_norm, eps, out=normed)
+        gates = normed @ weights.feedforward_inputs.T
+        out = torch.addmm(between, _swiglu(gates), weights.feedforward_output.T)
+        ctx.save_for_backward(x, inverse, qkv, mixed, logs, between, inverse_between, gates, turn, starts, *parameters)
+        ctx.eps = eps
+        return out.view_as(x_BTD)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        qkv, rotary_TK, *kept = ctx.saved_tensors
-        _, rows, heads, positions, width = qkv.shape
-        q, k, v = qkv.flatten(1, 2)
-        g = gradient.view(rows, positions, heads, width).transpose(1, 2).flatten(0, 1)
-        of_qkv = torch.empty_like(qkv)
-        of_q, of_k, of_v = of_qkv.flatten(1, 2)
-        start = (len(kept) - 1) * ROWS
-        for probabilities in reversed(kept):  # the last block first: its keys are all keys
-            end = min(start + ROWS, positions)
-            of_probabilities = g[:, start:end] @ v[:, :end].mT
-            of_scores = torch.ops.aten._softmax_backward_data.out(
-                of_probabilities, probabilities, -1, q.dtype, grad_input=of_probabilities
-            )
-            of_q[:, start:end] = of_scores @ k[:, :end]
-            for of_each, each in (
-                (of_k, of_scores.mT @ q[:, start:end]),
-                (of_v, probabilities.mT @ g[:, start:end]),
-            ):
-                if end == positions:
-                    of_each.copy_(each)
-                else:
-                    of_each[:, :end] += each
-            start -= ROWS
-        of_q.mul_(1 / math.sqrt(width))
-        _turn(of_qkv[:2], rotary_TK.conj())
-        return of_qkv.permute(1, 3, 0, 2, 4).reshape(rows, positions, -1), None, None, None
+    def backward(ctx: Any, gradient_BTD: Tensor) -> Any:
+        x, inverse, qkv, mixed, logs, between, inverse_between, gates, turn, starts, *parameters = ctx.saved_tensors
+        weights, eps = Weights(*parameters), ctx.eps
+        gradient = gradient_BTD.contiguous().flatten(0, 1)
+
+        # SwiGLU: the gradient of `between` is the stream's plus the norm's.
+        of_gates, product = torch.empty_like(gates), torch.mm(gradient, weights.feedforward_output)
+        of_product, product = product, torch.empty_like(product)
+        _call("swiglu_backward", (gates, of_product, of_gates, product), product.shape)
+        of_feedforward_output = gradient.T @ product
+        normed, _ = _normed(between, weights.feedforward_norm, eps)
+        of_feedforward_inputs = of_gates.T @ normed
+        of_normed = torch.mm(of_gates, weights.feedforward_inputs)
+        stream = gradient.clone()
+        of_feedforward_norm = _add_norm_gradient(between, weights.feedforward_norm, inverse_between, of_normed, stream)
+
+        # Attention, likewise.
+        of_attention_output = stream.T @ mixed
+        of_mixed = torch.mm(stream, weights.attention_output, out=of_normed)
+        of_qkv, (rows, heads, positions) = torch.empty_like(qkv), logs.shape
+        sizes = (rows, positions, heads, mixed.shape[1] // heads)
+        _call("attention_backward", (qkv, turn, starts, mixed, logs, of_mixed, of_qkv), sizes)
+        normed, _ = _normed(x, weights.attention_norm, eps, out=normed)
+        of_attention_inputs = of_qkv.T @ normed
+        of_normed = torch.mm(of_qkv, weights.attention_inputs, out=of_normed)
+        of_attention_norm = _add_norm_gradient(x, weights.attention_norm, inverse, of_normed, stream)
+        of_weights = Weights(
+            of_attention_norm, of_attention_inputs, of_attention_output,
+            of_feedforward_norm, of_feedforward_inputs, of_feedforward_output,
+        )  # fmt: skip
+        return stream.view_as(gradient_BTD), None, None, None, None, *of_weights
 
 
-def _turn(x: Tensor, rotary_TK: Tensor) -> None:
-    """Turn [..., T, K] to its positions, in place."""
-    torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(rotary_TK)
+def _normed(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return RMSNorm of contiguous x (in `out`, if given), and 1 / sqrt(mean(x²) + eps) by row."""
+    out, inverse = torch.empty_like(x) if out is None else out, x.new_empty(x.shape[:-1])
+    _call("rms_norm_forward", (x, weight, out, inverse), (inverse.numel(), x.shape[-1]), eps)
+    return out, inverse
+
+
+def _add_norm_gradient(x: Tensor, weight: Tensor, inverse: Tensor, gradient: Tensor, of_x: Tensor) -> Tensor:
+    """Add the gradient of RMSNorm's input to `of_x`; return that of its weight, [D]."""
+    # Each thread adds up the weight's gradient over a share of the rows; the shares are added in a fixed order.
+    parts = torch.get_num_threads()
+    of_weight = x.new_empty(parts, x.shape[-1])
+    tensors = (x, weight, inverse, gradient, of_x, of_weight)
+    _call("rms_norm_backward", tensors, (inverse.numel(), x.shape[-1], parts))
+    return of_weight.sum(0)
+
+
+def _swiglu(x: Tensor) -> Tensor:
+    width = x.shape[-1] // 2
+    out = x.new_empty(*x.shape[:-1], width)
+    _call("swiglu_forward", (x, out), (out.numel() // width, width))
+    return out
+
+
+def _attention(x: Tensor, turn: Tensor, starts: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Return attention's output [B, T, D], and the logarithms of the softmax's denominators [B, H, T]."""
+    rows, positions, width = x.shape[0], x.shape[1], x.shape[2] // 3
+    out, logs = x.new_empty(rows, positions, width), x.new_empty(rows, heads, positions)
+    _call("attention_forward", (x, turn, starts, out, logs), (rows, positions, heads, width // heads))
+    return out, logs
+
+
+def _call(name: str, tensors: Sequence[Tensor], sizes: Sequence[int], *numbers: float) -> None:
+    """Call a function of kernels.c on contiguous tensors of the first one's dtype."""
+    loaded = library()
+    assert loaded is not None
+    function = loaded[f"{name}_{_NAMES[tensors[0].dtype]}"]
+    if function.argtypes is None:
+        pointers, integers = [ctypes.c_void_p] * len(tensors), [ctypes.c_int64] * len(sizes)
+        function.argtypes = [*pointers, *integers, *[ctypes.c_double] * len(numbers)]
+    if function(*(tensor.data_ptr() for tensor in tensors), *sizes, *numbers):
+        raise MemoryError(f"{name}: no memory for what a thread computes with")
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled loops, built if need be; None where there is no C compiler that can build them."""
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if compiler is None:
+        return None
+    runtime = _openmp()
+    flags = [*_FLAGS, *(["-fopenmp"] if runtime else [])]
+    built = _cache_folder() / f"kernels-{_digest(compiler, flags)}.so"
+    try:
+        if not built.is_file():
+            _compile(compiler, flags, built)
+        if runtime:
+            ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)  # so that the loops' threads are torch's own
+        _keep_freed_memory()
+        return ctypes.CDLL(str(built))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compile(compiler: str, flags: Sequence[str], built: Path) -> None:
+    """Build the shared library for this machine's instruction set, in a file of its own that is then moved in place.
+
+    Raises:
+        OSError: the folder cannot be written.
+        subprocess.SubprocessError: the compiler refuses, or takes longer than a minute.
+    """
+    with tempfile.TemporaryDirectory(dir=built.parent) as folder:
+        target = Path(folder, "kernels.so")
+        for machine in ("-march=native", "-mcpu=native"):  # GCC's and Clang's ways of naming it
+            # Not linked against OpenMP: its functions are found in the library that torch has loaded.
+            command = [compiler, *flags, machine, str(_SOURCE), "-c", "-o", f"{target}.o"]
+            ran = subprocess.run([each for each in command if each != "-shared"], capture_output=True, timeout=60)
+            if ran.returncode == 0:
+                break
+        ran.check_returncode()
+        linked = [compiler, "-shared", f"{target}.o", "-o", str(target), "-lm"]
+        if platform.system() == "Darwin":
+            linked += ["-undefined", "dynamic_lookup"]
+        subprocess.run(linked, capture_output=True, timeout=60, check=True)
+        os.replace(target, built)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc's malloc keep freed memory for the next step: giving it back and faulting it in costs 5 % of a step."""
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((-1, 2**31 - 1), (-2, 2**26), (-3, 2**25)):  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_…
+            mallopt(parameter, value)
+
+
+def _digest(compiler: str, flags: Sequence[str]) -> str:
+    """Name what the compiled loops depend on: source, compiler, flags and processor."""
+    state = Path(compiler).resolve().stat()
+    try:  # a folder of the user's may be shared between machines with other instruction sets
+        processor = re.findall(r"^(?:flags|Features)\s*:.*", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:1]
+    except OSError:
+        processor = [platform.processor()]
+    parts = (_SOURCE.read_text(), compiler, state.st_size, state.st_mtime_ns, flags, platform.machine(), processor)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _cache_folder() -> Path:
+    """Return the user's cache folder for compiled loops, or a temporary one where that cannot be written."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = Path(base, "mtp-lab")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="mtp-lab-"))
+
+
+def _openmp() -> str | None:
+    """Return the path of the OpenMP runtime that torch has loaded; None where that is not known (not Linux)."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    found = re.search(r"/\S*/lib(?:gomp|iomp5|omp)[^/\s]*\.so\S*", maps)
+    return found[0] if found else None
