@@ -47,6 +47,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
+@pytest.mark.usefixtures("plain_formulas")
 @pytest.mark.parametrize("order", ["joint", "sequential", "fused"])
 @pytest.mark.parametrize("config", [Parallel(n=3), Causal(n=3)], ids=["parallel", "causal"])
 def test_every_backward_order_costs_the_same(

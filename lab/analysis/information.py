@@ -255,7 +255,7 @@ def _gap(model: LanguageModel, prompt: NDArray[np.uint16]) -> list[float]:
     tokens = torch.from_numpy(prompt.astype(np.int64)).to(device)[None]
     heads = _at_end(model, tokens, n)[:, 0]
     first, order = heads[0].sort(descending=True)
-    count = int((first.cumsum(0) < MASS).sum()) + 1
+    count = min(len(first), int((first.cumsum(0) < MASS).sum()) + 1)  # a rounded sum may stay below 1
     said = torch.cat((tokens.expand(count, -1), order[:count, None]), dim=1)
     later = torch.cat(
         [_at_end(model, part, n - 1) for part in torch.split(said, max(1, 2**14 // said.shape[1]))], dim=1
