@@ -32,6 +32,7 @@ from lab.config import Config, Neutral
 from lab.errors import BadInput
 from lab.tasks.base import Examples, Row, Split, check_indices
 from lab.tasks.draws import below, draws, draws32, epoch_indices, mixed, stream
+from lab.tasks.holdout import LARGE, KeySet, replace_held_out
 from lab.tasks.rings import Elements, Ring, ring
 from lab.tasks.trees import ADD, COMPOSE, LEAF, MUL, NEG, PAD, leaf_counts, split_words, uniform_words
 
@@ -42,7 +43,6 @@ OPERATORS: tuple[Operator, ...] = get_args(Operator)
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 MOST_OPERATIONS = 64
-LARGE = 10_000
 
 Expression = list[Any]
 """`["add", A, B]`, `["mul", A, B]`, `["compose", OUTER, INNER]`, `["neg", A]`; leaves are coefficient lists, constant
@@ -133,23 +133,6 @@ class _Questions:
     """[N]"""
     keys: NDArray[np.uint64]
     """[N] a hash of the words and operands."""
-
-
-class _KeySet:
-    """A set of hashes that is quick to tell what it does not contain."""
-
-    def __init__(self, keys: NDArray[np.uint64]) -> None:
-        self.keys = np.sort(keys)
-        bits = min(max(16 * len(keys), 2).bit_length(), 28)
-        self._shift = np.uint64(64 - bits)
-        self._maybe = np.zeros(1 << bits, np.bool_)  # by the leading bits of a hash
-        self._maybe[keys >> self._shift] = True
-
-    def positions(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """The positions in `keys` [N] of those that are in the set."""
-        maybe = np.flatnonzero(self._maybe[keys >> self._shift])
-        asked = keys[maybe]
-        return maybe[self.keys.searchsorted(asked, "right") > self.keys.searchsorted(asked, "left")]
 
 
 class PolynomialTask:
@@ -298,12 +281,12 @@ class PolynomialTask:
         return self.config.test_operations, self.config.test_examples
 
     @cached_property
-    def _test_keys(self) -> _KeySet:
-        return _KeySet(self._large_keys("test"))
+    def _test_keys(self) -> KeySet:
+        return KeySet(self._large_keys("test"))
 
     @cached_property
-    def _evaluation_keys(self) -> _KeySet:
-        return _KeySet(np.concatenate([self._test_keys.keys, self._large_keys("validation")]))
+    def _evaluation_keys(self) -> KeySet:
+        return KeySet(np.concatenate([self._test_keys.keys, self._large_keys("validation")]))
 
     def _large_keys(self, split: Literal["validation", "test"]) -> NDArray[np.uint64]:
         """The keys of those expressions in a split that other splits must not contain."""
@@ -335,14 +318,11 @@ class PolynomialTask:
         if split == "test":
             return questions
         held_out = self._test_keys if split == "validation" else self._evaluation_keys
-        rows, attempt = held_out.positions(questions.keys), 0
-        while len(rows):
-            attempt += 1
-            again = self._drawn((*names, attempt), indices[rows], operations[rows], most)
-            for field in ("words", "operands", "leaves", "keys"):
-                getattr(questions, field)[rows] = getattr(again, field)
-            rows = rows[held_out.positions(again.keys)]
-        return questions
+        return replace_held_out(
+            questions,
+            held_out,
+            lambda attempt, rows: self._drawn((*names, attempt), indices[rows], operations[rows], most),
+        )
 
     def _drawn(
         self, names: tuple[str | int, ...], indices: NDArray[np.int64], operations: NDArray[np.int64], most: int

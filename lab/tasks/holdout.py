@@ -1,0 +1,59 @@
+"""Hold-out: evaluation questions that training must not contain are found by hash and drawn again."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGE = 10_000
+"""The least size of a space of questions from which evaluation questions are kept out of training."""
+
+
+class KeySet:
+    """A set of hashes that is quick to tell what it does not contain."""
+
+    def __init__(self, keys: NDArray[np.uint64]) -> None:
+        self.keys = np.sort(keys)
+        bits = min(max(16 * len(keys), 2).bit_length(), 28)
+        self._shift = np.uint64(64 - bits)
+        self._maybe = np.zeros(1 << bits, np.bool_)  # by the leading bits of a hash
+        self._maybe[keys >> self._shift] = True
+
+    def positions(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The positions in `keys` [N] of those that are in the set."""
+        maybe = np.flatnonzero(self._maybe[keys >> self._shift])
+        asked = keys[maybe]
+        return maybe[self.keys.searchsorted(asked, "right") > self.keys.searchsorted(asked, "left")]
+
+
+class Drawn(Protocol):
+    """N questions: a dataclass of arrays whose first axis is N."""
+
+    __dataclass_fields__: Any
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """[N] a hash of each question."""
+
+
+DrawnT = TypeVar("DrawnT", bound=Drawn)
+
+
+def replace_held_out(questions: DrawnT, held_out: KeySet, draw: Callable[[int, NDArray[np.int64]], DrawnT]) -> DrawnT:
+    """Replace, in place, the questions that are held out by ones that are not.
+
+    Args:
+        questions: N questions.
+        held_out: the keys that none of them may have.
+        draw: returns the questions at some `rows` drawn anew; its first argument counts the attempts from 1 on.
+    """
+    rows, attempt = held_out.positions(questions.keys), 0
+    while len(rows):
+        attempt += 1
+        again = draw(attempt, rows)
+        for field in fields(questions):
+            getattr(questions, field.name)[rows] = getattr(again, field.name)
+        rows = rows[held_out.positions(again.keys)]
+    return questions

@@ -1,0 +1,283 @@
+"""Path-star graphs: a path whose first step only its goal decides (Bachmann and Nagarajan 2024, arXiv 2403.06963).
+
+`arms` arms of `length` nodes leave the start. A row lists the graph's edges in random order, then `/`, the start, the
+goal (the end of one arm), `=`, and the path, without the node that it begins at:
+
+    6 1 3 6 8 4 3 8 / 3 4 = 8 4
+
+Here 3 leads to 6 and on to 1, and to 8 and on to 4. Labels are drawn anew for each graph, so nothing but the row says
+which nodes are joined. Places of the answer are counted from 1:
+
+- Place 1 is the deciding step. Seen from the start each arm is as good; the right one takes a look back from the goal.
+- Every later node is the successor of the one before it, a look-up. Next-token training has the true node before it in
+  its input, and so learns the look-up without ever deciding (the paper's Clever Hans cheat).
+
+`backwards` is the share of rows with `<` for `=`, whose path is written from the node before the goal to the start:
+every node is then looked up, as the predecessor of the one before it, or at place 1 of the goal.
+
+A row has 2 * arms * length + 4 + length tokens, 14 with two arms of two nodes, and no end token: all are as long.
+
+Hold-out: a question is a graph and its goal, in whatever order the edges stand and the path is written. With labels to
+choose from there are labels! / (labels - nodes)! / (arms - 1)! of them. Where that is at least `LARGE`, and at least
+four times the evaluation questions, a validation question that is also a test question, and a training question that
+is either, is drawn again. Smaller spaces are shared by all splits, and scores are split into questions seen and unseen
+in training.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from lab.config import Config
+from lab.tasks.base import Examples, Row, Split, check_indices
+from lab.tasks.draws import below, draws32, mixed, stream
+from lab.tasks.holdout import LARGE, KeySet, replace_held_out
+from lab.tasks.scoring import mean_rows
+
+_PAIR, _GOAL = (stream("star", "hash", part) for part in ("pair", "goal"))
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Star(Config):
+    """Paths in path-star graphs."""
+
+    name: Literal["star"] = "star"
+    arms: int = Field(default=2, ge=2, le=64)
+    """Arms that leave the start."""
+    length: int = Field(default=2, ge=2, le=64)
+    """Nodes of an arm, the start not counted; the last is the goal."""
+    labels: int = Field(default=20, ge=5, le=5000)
+    """Labels that a graph's nodes are drawn from, without repeats; at least 1 + arms * length."""
+    backwards: float = Field(default=0.0, ge=0, le=1)
+    """Share of the rows whose path is written backwards, from the node before the goal to the start."""
+    loss: Literal["all", "answer"] = "answer"
+    """The tokens that training covers: all, or the path alone."""
+    validation_examples: int = Field(default=1000, ge=1, le=1_000_000)
+    """Validation graphs."""
+    test_examples: int = Field(default=2000, ge=1, le=1_000_000)
+    """Test graphs."""
+
+    @model_validator(mode="after")
+    def _enough_labels(self) -> "Star":
+        nodes = 1 + self.arms * self.length
+        if self.labels < nodes:
+            raise ValueError(
+                f"labels: {self.labels} is not allowed: {self.arms} arms of {self.length} nodes take at least {nodes}"
+            )
+        return self
+
+    def build(self) -> "StarTask":
+        """The task that this describes."""
+        return StarTask(self)
+
+
+@dataclass(frozen=True)
+class _Graphs:
+    """N graphs with their questions. Node 0 is the start, node 1 + a * length + k the k-th of arm a."""
+
+    labels: NDArray[np.int64]
+    """[N, nodes]"""
+    order: NDArray[np.int64]
+    """[N, E] the edge that is written at each place; edge e leads to node e + 1."""
+    arm: NDArray[np.int64]
+    """[N] the arm whose end is the goal."""
+    backwards: NDArray[np.bool_]
+    """[N]"""
+    keys: NDArray[np.uint64]
+    """[N] a hash of the graph and the goal."""
+
+
+class StarTask:
+    """Paths in path-star graphs as a task; see the module's documentation."""
+
+    choice = "accuracy"
+    levels: tuple[str, ...] = ("chance", "shortcut", "oracle")
+    slices: tuple[str, ...] = ("place", "direction", "seen")
+    across = "place"
+    kinds: tuple[str, ...] = ("edges", "sign", "start", "goal", "choice", "between", "last")
+
+    def __init__(self, config: Star) -> None:
+        self.config = config
+        arms, length, labels = config.arms, config.length, config.labels
+        self.vocabulary = (*map(str, range(labels)), "/", "=", "<", "_")
+        self._slash, self._forwards, self._backwards = range(labels, labels + 3)
+        self._nodes, self._edges = 1 + arms * length, arms * length
+        edge = np.arange(self._edges)
+        self._sources, self._targets = np.where(edge % length == 0, 0, edge), edge + 1
+        self._answer = 2 * self._edges + 4
+        """The first place of the path."""
+        plan = [
+            *["edges"] * (2 * self._edges), "sign", "start", "goal", "sign",
+            "choice", *["between"] * (length - 2), "last",
+        ]  # fmt: skip
+        self._plan = np.array([self.kinds.index(kind) for kind in plan], np.uint8)
+        questions = math.perm(labels, self._nodes) // math.factorial(arms - 1)
+        self._large = questions >= max(LARGE, 4 * (config.validation_examples + config.test_examples))
+
+    def size(self, split: Split) -> int | None:
+        """The number of examples in a split; None for training, which is unlimited."""
+        sizes = {"train": None, "validation": self.config.validation_examples, "test": self.config.test_examples}
+        return sizes[split]
+
+    def longest(self, split: Split) -> int:
+        """The tokens of every example."""
+        return len(self._plan)
+
+    def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
+        """The examples of a split at `indices` [N]; see `Task.examples`.
+
+        Raises:
+            IndexError: an index is negative, or beyond the split's size.
+        """
+        graphs = self._graphs(split, indices, seed)
+        count, length = len(indices), self.config.length
+        edges = np.stack([graphs.labels[:, self._sources], graphs.labels[:, self._targets]], axis=2)
+        edges = np.take_along_axis(edges, graphs.order[:, :, None], axis=1).reshape(count, 2 * self._edges)
+
+        # The start, the nodes of the arm, and the path as it is written: without the one end that it begins at.
+        nodes = 1 + graphs.arm[:, None] * length + np.arange(-1, length)
+        nodes[:, 0] = 0
+        whole = np.take_along_axis(graphs.labels, nodes, axis=1)
+        path = np.where(graphs.backwards[:, None], whole[:, -2::-1], whole[:, 1:])
+        slash = np.full((count, 1), self._slash)
+        sign = np.where(graphs.backwards, self._backwards, self._forwards)[:, None]
+        tokens = np.concatenate([edges, slash, whole[:, :1], whole[:, -1:], sign, path], axis=1)
+
+        columns = np.arange(len(self._plan))
+        answer = np.broadcast_to(columns >= self._answer, tokens.shape)
+        remaining = np.where(columns >= self._answer, len(columns) - columns, 1)  # a wrong node spoils those after it
+        return Examples(
+            tokens=tokens.astype(np.uint16),
+            lengths=np.full(count, len(columns)),
+            trained=answer.copy() if self.config.loss == "answer" else np.ones(tokens.shape, np.bool_),
+            scored=answer.copy(),
+            slices={"direction": np.where(graphs.backwards, "backwards", "forwards")},
+            keys=graphs.keys[:, None],
+            marks={},
+            spans=np.broadcast_to(remaining, tokens.shape).astype(np.uint8),
+        )
+
+    def kind(self, examples: Examples) -> NDArray[np.uint8]:
+        """The part that each token plays; "choice" is place 1 of the answer. See `Task.kind`."""
+        return np.broadcast_to(self._plan, examples.tokens.shape).copy()
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Tokens as people read them, with spaces between."""
+        return " ".join(self.vocabulary[token] for token in tokens)
+
+    def record(self, examples: Examples, row: int) -> dict[str, Any]:
+        """Example `row`: `edges`, `start`, `goal`, `path`, `backwards`, `text` and `tokens`.
+
+        Edges are `[source, target]` in the order in which they are written. The path has both ends and leads from the
+        start to the goal, also where it is written `backwards`.
+        """
+        tokens = examples.tokens[row].tolist()
+        start, goal, sign = tokens[self._answer - 3 : self._answer]
+        backwards, written = sign == self._backwards, tokens[self._answer :]
+        return {
+            "edges": [tokens[place : place + 2] for place in range(0, 2 * self._edges, 2)],
+            "start": start,
+            "goal": goal,
+            "path": [*written[::-1], goal] if backwards else [start, *written],
+            "backwards": backwards,
+            "text": self.text(tokens),
+            "tokens": tokens,
+        }
+
+    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[Row]:
+        """Accuracy on whole paths and on each place of them, by direction and, where some were, by seen in training.
+
+        Each row has the columns `place` ("all": every node of the path right; else the place, of which 1 is the
+        deciding step), `direction` ("forwards", "backwards" or "all"), `seen`, `count`, `accuracy` (teacher-forced,
+        which for whole paths is the same as greedy decoding), and what to compare it with:
+
+        - `chance`: any arm, of whole paths and at place 1; any node of the graph elsewhere.
+        - `shortcut`: what takes any arm at place 1 and looks up the nodes after it, on these very examples.
+        - `oracle`: what knows the path.
+        """
+        truth = examples.tokens[:, self._answer :]
+        options = self._options(examples)
+        taken = below(self.config.arms, (mixed(examples.keys[:, 0].copy()) >> np.uint64(32)).astype(np.uint32))
+        shortcut = truth.copy()
+        shortcut[:, 0] = np.take_along_axis(options, taken.astype(np.int64)[:, None], axis=1)[:, 0]
+        answers = {"accuracy": predicted[:, self._answer :], "shortcut": shortcut, "oracle": truth}
+        right = {name: answer == truth for name, answer in answers.items()}
+
+        slices, familiar = {"direction": examples.slices["direction"]}, seen[:, 0]
+        whole = {name: each.all(axis=1) for name, each in right.items()}
+        chance = np.full(len(truth), 1 / self.config.arms)
+        table = mean_rows({"place": "all"}, {**whole, "chance": chance}, slices, familiar)
+        for place in range(1, self.config.length + 1):
+            measures = {name: each[:, place - 1] for name, each in right.items()}
+            measures["chance"] = chance if place == 1 else np.full(len(truth), 1 / self._nodes)
+            table += mean_rows({"place": place}, measures, slices, familiar)
+        return table
+
+    def summary(self, rows: list[Row]) -> dict[str, float]:
+        """Accuracy beside chance, of whole paths and at each place."""
+        found = {}
+        for row in rows:
+            if row["direction"] == row["seen"] == "all":
+                of = "" if row["place"] == "all" else f"_place_{row['place']}"
+                found |= {f"accuracy{of}": row["accuracy"], f"chance{of}": row["chance"]}
+        return found
+
+    def _options(self, examples: Examples) -> NDArray[np.int64]:
+        """[N, arms] the nodes that stand at place 1 of each arm's path, found by following the edges from the start."""
+        rows = np.arange(len(examples.tokens))[:, None]
+        edges = examples.tokens[:, : 2 * self._edges].astype(np.int64).reshape(len(rows), self._edges, 2)
+        start = examples.tokens[:, self._answer - 3 : self._answer - 2]
+        leaving = np.nonzero(edges[:, :, 0] == start)[1].reshape(len(rows), self.config.arms)
+        successor = np.zeros((len(rows), self.config.labels), np.int64)
+        successor[rows, edges[:, :, 0]] = edges[:, :, 1]  # of the start, any
+
+        # Backward paths begin at the node before the end of an arm.
+        depths = np.where(examples.slices["direction"] == "backwards", self.config.length - 1, 1)
+        nodes = np.take_along_axis(edges[:, :, 1], leaving, axis=1)
+        found = nodes
+        for depth in range(2, self.config.length):
+            nodes = successor[rows, nodes]
+            found = np.where(depths[:, None] == depth, nodes, found)
+        return found
+
+    @cached_property
+    def _test_keys(self) -> KeySet:
+        return KeySet(self._graphs("test", np.arange(self.config.test_examples), 0).keys)
+
+    @cached_property
+    def _evaluation_keys(self) -> KeySet:
+        validation = self._graphs("validation", np.arange(self.config.validation_examples), 0)
+        return KeySet(np.concatenate([self._test_keys.keys, validation.keys]))
+
+    def _graphs(self, split: Split, indices: NDArray[np.int64], seed: int) -> _Graphs:
+        """The graphs at `indices` [N], held-out ones replaced."""
+        check_indices(split, indices, self.size(split))
+        names = ("star", split, seed) if split == "train" else ("star", split)
+        graphs = self._drawn((*names, 0), indices)
+        if split == "test" or not self._large:
+            return graphs
+        held_out = self._test_keys if split == "validation" else self._evaluation_keys
+        return replace_held_out(graphs, held_out, lambda attempt, rows: self._drawn((*names, attempt), indices[rows]))
+
+    def _drawn(self, names: tuple[str | int, ...], indices: NDArray[np.int64]) -> _Graphs:
+        """The graphs at `indices` [N] of the streams that begin with `names`."""
+        config = self.config
+        random = draws32(stream(*names, "labels"), indices, config.labels)
+        labels = np.argsort(random, axis=1, kind="stable")[:, : self._nodes]
+        order = np.argsort(draws32(stream(*names, "order"), indices, self._edges), axis=1, kind="stable")
+        random = draws32(stream(*names, "question"), indices, 2)
+        arm = below(config.arms, random[:, 0]).astype(np.int64)
+        backwards = random[:, 1] < round(config.backwards * 2**32)
+
+        # A sum over edges has no order.
+        pairs = labels[:, self._sources] * config.labels + labels[:, self._targets]
+        keys = mixed(pairs.astype(np.uint64) * _ODD + _PAIR).sum(axis=1, dtype=np.uint64)
+        goal = np.take_along_axis(labels, (arm[:, None] + 1) * config.length, axis=1)[:, 0]
+        keys += mixed(goal.astype(np.uint64) * _ODD + _GOAL)
+        return _Graphs(labels, order, arm, backwards, mixed(keys))
