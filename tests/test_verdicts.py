@@ -342,7 +342,7 @@ def test_a_page_says_how_many_of_its_claims_may_be_false() -> None:
 
 def _told(sweep: Sweep, finished: Finished) -> dict[str, Any]:
     """`document` of made-up runs."""
-    file: Any = SimpleNamespace(question="?", endpoint="!", limits=None, scales={"cpu": SimpleNamespace(budget="none")})
+    file: Any = SimpleNamespace(question="?", endpoint="!", scales={"cpu": SimpleNamespace(budget="none")})
     for _, result in finished:
         result |= {"commit": "c", "hardware": {"cpu": "x", "cores": 1, "threads": 1, "device": "cpu"}}
     return document(dataclasses.replace(sweep, file=file), finished)

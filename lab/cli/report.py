@@ -84,8 +84,8 @@ def _show(document: dict[str, Any]) -> None:
         _print(title(document), *table(document), arms, many)
     if document["trends"]:
         _print(trend_title(document), *trend_table(document), arms, None)
-    if document["limits"]:
-        click.echo(f"Not established: {document['limits']}")
+    if document["primary"]["limits"]:
+        click.echo(f"Not established: {document['primary']['limits']}")
 
 
 def _print(title: str, heads: list[str], lines: list[list[str]], arms: list[str], caption: str | None) -> None:

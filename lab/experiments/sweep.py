@@ -54,6 +54,8 @@ class Primary(Config):
     prediction in any form, detached heads): they are told as above or below, not as reproduced or reversed."""
     trend: str | None = None
     """An axis along which the number is expected to rise or fall, in the order of its values (dose and response)."""
+    limits: str | None = None
+    """What verdicts by it do not establish, told beside them."""
 
     @model_validator(mode="after")
     def _has_a_level(self) -> Self:
@@ -103,8 +105,6 @@ class SweepFile(Config):
     """The primary endpoint, stated before the sweep runs."""
     primary: Primary | None = None
     """The same for `lab report`, which judges by it."""
-    limits: str | None = None
-    """What its verdicts do not establish, told beside them."""
     recipe: str | None = None
     """The recipe that the baseline is laid over, as datasets/NAME.yaml."""
     baseline: dict[str, Any] = {}

@@ -150,8 +150,8 @@ def _section(document: dict[str, Any], over_page: dict[int, float]) -> str:
     ]  # fmt: skip
     if document["trends"]:
         text += [f"{trend_title(document)}.", "", *_pipes(*trend_table(document, over_page)), ""]
-    if document["limits"]:
-        text += [f"Not established: {document['limits']}", ""]
+    if document["primary"]["limits"]:
+        text += [f"Not established: {document['primary']['limits']}", ""]
     text += [f"Budget: {document['budget']}. {made}", "", *_runs(document)]
     return "\n".join(text) + "\n"
 

@@ -5,11 +5,11 @@ heads beyond the next token's help: where an arm whose trunk they taught is comp
 a verdict says "reproduced" or "reversed". Any other comparison, as of controls with each other, says "above" or
 "below".
 
-A direction is said where two things agree: the 95 % interval of the difference lies beyond 0, and so does the exact
-test, whose p is at most 0.05 after Holm's correction. The correction's family is the sweep at one scale, since a sweep
-asks one question: all its comparisons, and its trends, of at least six pairs; those of a sweep that is a screen are
-in none. "No difference" is said of an interval within the margin, which is a test of equivalence at 2.5 % on either
-side; it is not corrected. Fewer than six pairs are a screen: no exact p of theirs can be 0.05.
+A direction is said where two things agree: the 95 % interval of the difference lies beyond 0, and the exact test has a
+p of at most 0.05 after Holm's correction. The correction's family is the sweep at one scale, since a sweep asks one
+question: all its comparisons, and its trends, of at least six pairs; those of a sweep that is a screen are in none. "No
+difference" is said of an interval within the margin, which is a test of equivalence at 2.5 % on either side; it is not
+corrected. Fewer than six pairs are a screen: no exact p of theirs can be 0.05.
 
 Seeds are paired by what they share, data and initial weights, so the exact tests are those of pairs, right whether or
 not pairing gains anything: signs flipped over seeds for scores and for the share of the budget that was left, which for
@@ -44,8 +44,11 @@ from lab.report.tables import Interval, interval, pairs
 from lab.tasks.base import Row, Task
 
 CLAIM = ("reproduced", "reversed")
+"""Further heads against none."""
 CONTROL = ("above", "below")
+"""Any other comparison."""
 TREND = ("rising", "falling")
+"""The endpoint's number along an axis."""
 
 
 def verdict(difference: Interval, p: float, margin: float | None, seeds: int, words: tuple[str, str] = CLAIM) -> str:
@@ -103,7 +106,7 @@ def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[Row]:
 def document(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> dict[str, Any]:
     """All that is to be said of a sweep's endpoint, in JSON types.
 
-    `sweep` (its file), `scale`, `question`, `endpoint`, `limits`, `budget`, `measure`, `primary`, the `commits` and
+    `sweep` (its file), `scale`, `question`, `endpoint`, `budget`, `measure`, `primary`, the `commits` and
     `hardware` of its runs, `verdicts` (`judge`), `trends` (`_trends`), and `runs`: `arm`, `seed`, `identity` and
     `score` of each, with `tokens_to` (None where curves do not tell).
 
@@ -119,7 +122,6 @@ def document(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> dict[str,
         "scale": sweep.scale,
         "question": sweep.file.question,
         "endpoint": sweep.file.endpoint,
-        "limits": sweep.file.limits,
         "budget": sweep.file.scales[sweep.scale].budget,
         "measure": measure,
         "primary": sweep.primary.model_dump(mode="json") if sweep.primary else None,
