@@ -235,6 +235,9 @@ def test_a_trend_turns_with_its_order_and_ties_are_none() -> None:
     assert (up.mean, up.low, p) == pytest.approx((-down.mean, -down.high, turned))
     flat, p = page_trend(np.ones((8, 4)))
     assert (flat.mean, p) == (0, 1)
+    single, p = page_trend(scores[:1])
+    assert single.mean == pytest.approx(stats.spearmanr(scores[0], range(6)).statistic)
+    assert math.isnan(p)
 
 
 def test_a_trend_of_ties_is_found_no_more_often_than_by_chance() -> None:

@@ -239,6 +239,10 @@ def test_controls_are_above_or_below_and_claims_reproduced_or_reversed() -> None
     assert [row["verdict"] for row in rows] == [*expected[:-1], "above"]
     assert [row["claim"] for row in rows] == [True, True, False, False, False]
 
+    # A dose of 0 is a float in a table of doses, and "0" in the file.
+    assert Primary(margin=0.1, controls=("0",)).is_control({"dose": 0.0})
+    assert not Primary(margin=0.1, controls=("0",)).is_control({"dose": 0.01})
+
     # Two arms with further heads: none of them stands for next-token prediction.
     sweep, finished = arms(["two heads", "anticausal", "next"], 10, lambda name, seed: lead[name] + 0.4 + seed / 1e3)
     rows = judge(dataclasses.replace(sweep, primary=FRESH), finished)

@@ -30,6 +30,11 @@ Values = Annotated[Any, AfterValidator(_several)]
 """The values of an axis: a list, or a mapping from names to values."""
 
 
+def _name(value: Any) -> str:
+    """An axis' value in words; of numbers the same whatever their type."""
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
 class Primary(Config):
     """The primary endpoint, for machines: one number of each run, by which its arms are judged.
 
@@ -63,13 +68,17 @@ class Primary(Config):
             raise ValueError(f"level: missing, which measure '{self.measure}' needs")
         return self
 
+    def is_control(self, arm: dict[str, Any]) -> bool:
+        """True of an arm, values by axis, that is among the `controls`."""
+        return not {_name(value) for value in arm.values()}.isdisjoint(self.controls)
+
     def check(self, axes: dict[str, Any]) -> None:
         """Refuse what speaks of an axis or an arm that is not among a sweep's `axes`, values by field.
 
         Raises:
             BadInput: names the field, its value and what is allowed.
         """
-        names = [str(name) for axis, values in axes.items() if axis != "seed" for name in values]
+        names = [_name(value) for axis, values in axes.items() if axis != "seed" for value in values]
         for control in self.controls:
             if control not in names:
                 hint = did_you_mean(control, names)

@@ -114,7 +114,7 @@ def trend_table(
 def trend_title(document: dict[str, Any]) -> str:
     """The axis and the order of a sweep's trends."""
     first = document["trends"][0]
-    return f"Trend along {first['axis']}: {', '.join(map(str, first['values']))} (Page's test, exact, two-sided)"
+    return f"Trend along {first['axis']}: {', '.join(map(str, first['values']))} (Page's test, two-sided)"
 
 
 def percent(row: Row, sign: str) -> str:

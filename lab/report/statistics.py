@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtri, ndtr, stdtrit
 
-from lab.report.tables import Interval, wilson
+from lab.report.tables import Interval, interval, wilson
 
 ALPHA = 0.05
 """The level of every test: the chance of a claim where there is nothing."""
@@ -158,23 +158,24 @@ def page_trend(scores: NDArray[np.float64]) -> tuple[Interval, float]:
     Returns:
         The mean over seeds of Spearman's rank correlation of scores and order (ties have their mean rank, and a seed
         without any difference 0) with its 95 % interval (Student's t), which is Page's L on another scale; and twice
-        the smaller of Page's one-sided p values: exact up to eight values, conservative where there are ties.
+        the smaller of Page's one-sided p values: exact up to eight values, conservative where there are ties, and nan
+        of a single seed.
     """
     from scipy.stats import page_trend_test, rankdata
-
-    from lab.report.tables import interval
 
     count = scores.shape[1]
     ranks = rankdata(scores, axis=1)
     places = np.arange(1, count + 1)
     correlations = ranks @ (places - places.mean()) / (count * (count**2 - 1) / 12)
+    if len(scores) < 2:
+        return interval(correlations), math.nan
     method: Literal["exact", "asymptotic"] = "exact" if count <= _EXACT_LEVELS else "asymptotic"
     sides = [page_trend_test(each, ranked=True, method=method).pvalue for each in (ranks, count + 1 - ranks)]
     return interval(correlations), min(1.0, 2 * float(min(sides)))
 
 
 def pairing_gain(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """How many times as many seeds unpaired arms would need for an interval as narrow: Var(a) + Var(b) over Var(a - b).
+    """The factor by which unpaired arms need more seeds for an interval as narrow: Var(a) + Var(b) over Var(a - b).
 
     1 when pairing gains nothing, below 1 when it loses; nan of fewer than three seeds.
 

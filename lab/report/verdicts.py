@@ -224,7 +224,7 @@ def _planned(row: Row, primary: Primary, minutes: float) -> Row:
 
 def _is_control(values: Row, runs: pd.DataFrame, primary: Primary) -> bool:
     """True of an arm that the sweep names as a control, or whose trunk heads beyond the next token's taught nothing."""
-    return not runs.taught.all() or not {*map(str, values.values())}.isdisjoint(primary.controls)
+    return not runs.taught.all() or primary.is_control(values)
 
 
 def _trends(primary: Primary, scores: pd.DataFrame, axes: list[str]) -> list[Row]:
