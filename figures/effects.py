@@ -44,7 +44,7 @@ Group = tuple[str, float, list[Row]]
 def draw(several: list[tuple[str, Sweep, list[tuple[Cell, Result]]]]) -> Figure:
     """The figure of sweeps that state a primary endpoint."""
     parts = []
-    for measure, sweeps in groupby(several, lambda each: each[1].cells[0].experiment.task.build().choice):
+    for measure, sweeps in groupby(several, lambda each: compared(each[1])):
         judged = [(words, sweep.primary, judge(sweep, finished)) for words, sweep, finished in sweeps]
         parts.append((measure, [(words, 100 * primary.margin, rows) for words, primary, rows in judged if primary]))
     lines = [sum(len(rows) + GAP for _, _, rows in groups) for _, groups in parts]
@@ -54,13 +54,22 @@ def draw(several: list[tuple[str, Sweep, list[tuple[Cell, Result]]]]) -> Figure:
     )  # fmt: skip
     for axes, (measure, groups) in zip(places[:, 0], parts, strict=True):
         panel(axes, groups)
-        axes.set_xlabel(f"difference in {measure.replace('_', ' ')} (points)")
+        axes.set_xlabel(f"difference in {measure} (points)")
     heading(
         figure,
         "Differences on the primary endpoint, paired by seed",
         "dots: seeds; bars: mean and its 95 % interval; band: margin of no difference; right: verdict (seeds)",
     )
     return figure
+
+
+def compared(sweep: Sweep) -> str:
+    """The number of each run that a sweep's arms are compared by, in words."""
+    measure, primary = sweep.cells[0].experiment.task.build().choice.replace("_", " "), sweep.primary
+    if primary is None or primary.level is None or primary.measure == "score":
+        return measure
+    level = f"{100 * primary.level:g} % {measure}"
+    return f"seeds at {level}" if primary.measure == "solved" else f"training tokens left at {level}"
 
 
 def panel(axes: Axes, groups: list[Group]) -> None:

@@ -11,14 +11,19 @@ from lab.experiments.sweep import Cell, Sweep
 from lab.models.sizes import Model
 from lab.tasks.base import Row
 
+WHOLE: dict[str, Any] = {"mention": "all", "characters": "all", "tokens": "all", "seen": "all"}
 TASK = SimpleNamespace(
     choice="second_token_accuracy",
     levels=("class_copying", "oracle", "chance"),
     slices=("names", "mention", "characters", "tokens", "seen"),
     across="names",
+    summary=lambda rows: {  # as of stories
+        "second_token_accuracy": next(
+            row["second_token_accuracy"] for row in rows if row.items() >= {**WHOLE, "names": "fresh"}.items()
+        )
+    },
 )
 LEVELS = {"oracle": 0.985, "class_copying": 0.52, "chance": 0.021}
-WHOLE = {"mention": "all", "characters": "all", "tokens": "all", "seen": "all"}
 
 
 def stories(
@@ -42,6 +47,7 @@ def _experiment(point: dict[str, Any]) -> Any:
     model = Model(size=size) if size or "model" not in point else Model(**point["model"])
     return SimpleNamespace(
         seed=point["seed"],
+        source=None,
         objective=SimpleNamespace(n=point["objective.n"]),
         model=model,
         identity="-".join(map(str, point.values())),

@@ -17,13 +17,17 @@ from lab.cli.console import Place, as_json, print_json, print_table, say, store_
 def report(sweeps: tuple[str, ...], scale: str, page: Path | None, store: Path, as_json: bool) -> None:
     """Judge SWEEPS by the primary endpoint that each states, or all of sweeps/ that are finished and state one.
 
-    Each arm is compared with the first, seed by seed. "reproduced": the 95 % interval of the mean difference (Student's
-    t) lies above 0; "reversed": below 0; "no difference": it holds 0 and lies within the sweep's margin; else
-    "inconclusive". A sweep that is a screen gets no verdicts. Beside them stand p by exact sign flips; how many seeds
-    are past the task's first level (class copying, the best constant answer) and after how many training tokens
-    validation stayed above it; how many times as many seeds unpaired arms would need; and the paired seeds that would
-    find a difference as large as the margin in four cases of five, by the deviation of the differences and, in
-    brackets, by its upper 80 % limit, with the minutes that training them takes.
+    Each arm is compared with the first, seed by seed, by its final score, by the share of seeds that solve the task, or
+    by the training tokens to a level (`primary.measure`). "reproduced": the 95 % interval of the difference lies above
+    0, and the exact test's p after Holm's correction over the sweep is at most 0.05; "reversed": the same below 0;
+    comparisons that are not of further heads against none, as controls, are "above" or "below"; "no difference": the
+    interval lies within the sweep's margin; else "inconclusive". A sweep that is a screen, or has fewer than six pairs,
+    gets no verdicts. Beside them stand p by exact sign flips; how many seeds are past the task's first level (class
+    copying, the best constant answer) or the stated one, and after how many training tokens validation stayed there;
+    how many times as many seeds unpaired arms would need; and the paired seeds that would find a difference as large as
+    the margin in four cases of five, by the deviation of the differences and, in brackets, by its upper 80 % limit,
+    with the minutes that training them takes. Where `primary.trend` names an axis, a rise or fall along it is tested,
+    too.
     """
     from lab.errors import BadInput, Missing
     from lab.experiments.store import write_text
@@ -68,22 +72,30 @@ def report(sweeps: tuple[str, ...], scale: str, page: Path | None, store: Path, 
 
 def _show(document: dict[str, Any]) -> None:
     """One sweep's verdicts for people, in percent and points."""
-    from rich import box
-    from rich.table import Table
-
-    from lab.report.page import table, title
+    from lab.report.page import table, title, trend_table, trend_title
 
     click.echo(f"{document['sweep']}, scale {document['scale']}: {document['question']}")
     click.echo(f"Endpoint: {document['endpoint']}")
-    rows, (heads, lines) = document["verdicts"], table(document)
+    rows, arms = document["verdicts"], [*document["runs"][0]["arm"]]
     if not rows:
         click.echo("Nothing to compare: the sweep has one arm, or arms that share no seed.")
-        return
-    shown = Table(title=title(document), title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    else:
+        many = f"Of {len(rows)} intervals about one in 20 misses the true difference." if len(rows) > 5 else None
+        _print(title(document), *table(document), arms, many)
+    if document["trends"]:
+        _print(trend_title(document), *trend_table(document), arms, None)
+    if document["primary"]["limits"]:
+        click.echo(f"Not established: {document['primary']['limits']}")
+
+
+def _print(title: str, heads: list[str], lines: list[list[str]], arms: list[str], caption: str | None) -> None:
+    """A table of which the names of `arms` and the verdict stand at the left of their columns."""
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
     for head in heads:
-        shown.add_column(head, justify="left" if head in (*document["runs"][0]["arm"], "verdict") else "right")
+        shown.add_column(head, justify="left" if head in (*arms, "verdict") else "right")
     for line in lines:
         shown.add_row(*line)
-    if len(rows) > 5:
-        shown.caption = f"Of {len(rows)} intervals about one in 20 misses the true difference."
     print_table(shown)

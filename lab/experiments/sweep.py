@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from lab.config import Config, did_you_mean, validated
 from lab.errors import BadInput, Failure
@@ -30,18 +30,64 @@ Values = Annotated[Any, AfterValidator(_several)]
 """The values of an axis: a list, or a mapping from names to values."""
 
 
+def _name(value: Any) -> str:
+    """An axis' value in words; of numbers the same whatever their type."""
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
 class Primary(Config):
     """The primary endpoint, for machines: one number of each run, by which its arms are judged.
 
-    It is the task's measure on test, final weights.
+    It is read off the task's measure: on test with final weights, or where learning is timed on validation.
     """
 
     where: dict[str, Annotated[Any, AfterValidator(_plain)]] = {}
     """Values of the task's slices, as in the score table; "all" of those not named."""
+    measure: Literal["score", "solved", "tokens_to_level"] = "score"
+    """The number: the score; 1 where it is at or past `level` and else 0, so that arms are compared by the share of
+    seeds that solve the task; or, for learning sooner, the share of the training tokens that was left when validation
+    came to stay at or past `level` (0 where it never did)."""
+    level: float | None = Field(default=None, gt=0, le=1)
+    """The score, as a share of 1, from which on a run counts as having solved the task. Null: seeds are counted that
+    are past the task's first level."""
     margin: float = Field(gt=0, lt=1)
-    """A difference within which arms count as alike, as a share of 1."""
+    """A difference within which arms count as alike, as a share of 1: of the score, of the seeds, or of the tokens."""
     screen: bool = False
-    """Whether the sweep only points to where more seeds are to be run: then no verdicts are given."""
+    """True if the sweep only points to where more seeds are to be run: then no verdicts are given."""
+    controls: tuple[str, ...] = ()
+    """Arms, by their values on an axis, that are controls beside those whose objective makes them so (next-token
+    prediction in any form, detached heads): they are told as above or below, not as reproduced or reversed."""
+    trend: str | None = None
+    """An axis along which the number is expected to rise or fall, in the order of its values (dose and response)."""
+    limits: str | None = None
+    """What verdicts by it do not establish, told beside them."""
+
+    @model_validator(mode="after")
+    def _has_a_level(self) -> Self:
+        if self.measure != "score" and self.level is None:
+            raise ValueError(f"level: missing, which measure '{self.measure}' needs")
+        return self
+
+    def is_control(self, arm: dict[str, Any]) -> bool:
+        """True of an arm, values by axis, that is among the `controls`."""
+        return not {_name(value) for value in arm.values()}.isdisjoint(self.controls)
+
+    def check(self, axes: dict[str, Any]) -> None:
+        """Refuse what speaks of an axis or an arm that is not among a sweep's `axes`, values by field.
+
+        Raises:
+            BadInput: names the field, its value and what is allowed.
+        """
+        names = [_name(value) for axis, values in axes.items() if axis != "seed" for value in values]
+        for control in self.controls:
+            if control not in names:
+                hint = did_you_mean(control, names)
+                raise BadInput(f"primary.controls: '{control}' is no arm; allowed: {', '.join(names)}{hint}")
+        allowed = [axis for axis, values in axes.items() if axis != "seed" and len(values) > 2]
+        if self.trend is not None and self.trend not in allowed:
+            said = f"primary.trend: '{self.trend}' is no axis of three values or more"
+            known = f"; allowed: {', '.join(allowed)}{did_you_mean(self.trend, allowed)}" if allowed else ""
+            raise BadInput(said + known)
 
 
 class Scale(Config):
@@ -145,6 +191,9 @@ def load_sweep(path: str, scale: str) -> Sweep:
                 raise BadInput(f"axes.{axis}: should be a mapping from names to mappings of fields")
             if not values:
                 raise BadInput(f"axes.{axis}: {values} is not allowed: needs at least one value")
+        primary = size.primary or file.primary
+        if primary is not None:
+            primary.check(axes)
         recipe = read_recipe(file.recipe)
     except BadInput as error:
         raise BadInput(str(error) if str(error).startswith(path) else f"{path}: {error}") from None
@@ -171,9 +220,7 @@ def load_sweep(path: str, scale: str) -> Sweep:
         if twin is not cell:
             raise BadInput(f"{path}: axes: {point} and {twin.axes} are the same experiment; name each value once")
     others = tuple(source for source in sources.values() if source.experiment.identity not in cells)
-    return Sweep(
-        Path(path).stem, path, scale, file, tuple(axes), tuple(cells.values()), size.primary or file.primary, others
-    )
+    return Sweep(Path(path).stem, path, scale, file, tuple(axes), tuple(cells.values()), primary, others)
 
 
 def _source(

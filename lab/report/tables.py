@@ -88,10 +88,16 @@ def past(accuracy: "pd.Series[float]", count: "pd.Series[int]", level: "pd.Serie
 
     The interval is Wilson's, for examples that are independent; level is taken as exact.
     """
+    low: pd.Series[float] = wilson(accuracy, count)[0]
+    return low > level
+
+
+def wilson(share: Any, count: Any) -> tuple[Any, Any]:
+    """Wilson's (1927) 95 % interval of a share of `count`: its ends, numbers or arrays as the arguments are."""
     z = 1.96
-    middle = accuracy + z**2 / (2 * count)
-    half = z * np.sqrt(accuracy * (1 - accuracy) / count + z**2 / (4 * count**2))
-    return (middle - half) / (1 + z**2 / count) > level
+    middle = share + z**2 / (2 * count)
+    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return (middle - half) / (1 + z**2 / count), (middle + half) / (1 + z**2 / count)
 
 
 def summarise(frame: pd.DataFrame, arms: list[str], across: str, measure: str) -> pd.DataFrame:
