@@ -34,6 +34,7 @@ from tests.conftest import tiny
 from tests.test_backward import (  # noqa: F401
     ORDERS,
     _small_chunks,
+    apart,
     each_order,
     gradients_of,
     packed,
@@ -150,14 +151,11 @@ def test_recomputed_layers_and_bfloat16_are_scaled_alike(name: str, order: Order
             total = loss_of(model, batch, order).total
         found.append(gradients_of(model, total))
     exact = gradients_of(plain, loss_of(plain, batch).total)
-    whole = gradients_of(built(name, N), loss_of(built(name, N), batch).total)
-    for key, gradient in found[0].items():
-        assert gradient.dtype == torch.float32
-        assert torch.equal(gradient, found[1][key])
-        error, effect = (gradient - exact[key]).norm(), (whole[key] - exact[key]).norm()
-        assert error < 0.2 * exact[key].norm(), key
-        if share_of(name, key, 0.3, 0.6) < 1:
-            assert error < 0.5 * effect, key
+    undialled = built(name, N)
+    whole = gradients_of(undialled, loss_of(undialled, batch).total)
+    assert all(torch.equal(each, found[1][key]) for key, each in found[0].items())
+    # Rounding moves the gradient far less than the dial does.
+    assert 0 < 5 * apart(found[0], exact) < apart(whole, exact)
 
 
 @each_order

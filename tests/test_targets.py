@@ -27,7 +27,7 @@ from lab.tasks.choices import Choices
 from lab.tasks.mixture import Mixture, Part
 from lab.tasks.polynomials import Polynomials
 from lab.tasks.stories import Stories
-from lab.tasks.targets import limited, named, places
+from lab.tasks.targets import answer_places, limit_targets, token_mask
 from tests.conftest import tiny
 from tests.test_backward import ORDERS, _small_chunks, gradients_of, packed, small_chunks  # noqa: F401
 from tests.test_dial import WEIGHTS, N, loss_of
@@ -54,7 +54,7 @@ def runs_of(scored: list[bool]) -> list[list[int]]:
     )
 )
 def test_places_in_answers_by_brute_force(rows: list[list[bool]]) -> None:
-    first, last = places(np.array(rows))
+    first, last = answer_places(np.array(rows))
     for row, columns in enumerate(rows):
         forwards, backwards = [0] * len(columns), [0] * len(columns)
         for run in runs_of(columns):
@@ -83,7 +83,7 @@ def test_targets_of_further_heads_by_brute_force(
 ) -> None:
     """Packed: a target t+i of head i > 1 is of the document of t, trained on, and named; head 1 has all."""
     task: Any = Labelled()
-    examples = limited(task, random_examples(lengths, seed), where)
+    examples = limit_targets(task, random_examples(lengths, seed), where)
     batch, context = packed_batch(examples, 20, n), 20
     chosen = []
     for row, length in enumerate(lengths.tolist()):
@@ -143,7 +143,7 @@ STORIES = Stories(validation_examples=5, test_examples=5)
 def words_of(task: Any, where: list[int | str], count: int = 40) -> list[list[str]]:
     """For each training example the texts of the tokens that are named."""
     examples = task.examples("train", np.arange(count), 0)
-    chosen = named(task, examples, where)
+    chosen = token_mask(task, examples, where)
     return [
         [task.vocabulary[token] for token in tokens[here]] for tokens, here in zip(examples.tokens, chosen, strict=True)
     ]
@@ -188,12 +188,12 @@ def test_agreement_names_words_by_slot_and_place() -> None:
 def test_stories_name_second_tokens_of_names() -> None:
     task = STORIES.build()
     examples = task.examples("train", np.arange(20), 0)
-    later = named(task, examples, ["second token, later"])
+    later = token_mask(task, examples, ["second token, later"])
     assert later.any()
     assert np.array_equal(later, examples.marks["mention"] > 1)
-    assert np.array_equal(later, named(task, examples, [1]))
+    assert np.array_equal(later, token_mask(task, examples, [1]))
     assert np.array_equal(
-        named(task, examples, ["second token, introduced", "second token, later"]), examples.marks["mention"] > 0
+        token_mask(task, examples, ["second token, introduced", "second token, later"]), examples.marks["mention"] > 0
     )
 
 
@@ -202,7 +202,7 @@ def test_a_mixture_names_tokens_of_its_scored_part() -> None:
     built, alone = task.build(), POLYNOMIALS.build()
     examples = built.examples("train", np.arange(60), 0)
     part, place = built.turns(np.arange(60))
-    chosen = named(built, examples, [1, "answer"])
+    chosen = token_mask(built, examples, [1, "answer"])
     for row in range(60):
         found = np.flatnonzero(chosen[row]).tolist()
         if examples.slices["part"][row] == "b":
@@ -242,7 +242,7 @@ def test_a_resumed_run_keeps_to_named_targets(tmp_path: Path) -> None:
 @given(LENGTHS, st.data())
 def test_select_keeps_named_targets(lengths: NDArray[np.int64], data: st.DataObject) -> None:
     task: Any = Labelled()
-    examples = limited(task, random_examples(lengths, seed=1), ["b", 1])
+    examples = limit_targets(task, random_examples(lengths, seed=1), ["b", 1])
     rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=9)))
     part = select(examples, rows)
     assert examples.further is not None
@@ -252,7 +252,7 @@ def test_select_keeps_named_targets(lengths: NDArray[np.int64], data: st.DataObj
 
 def test_analyses_know_which_targets_there_are() -> None:
     task = POLYNOMIALS.build()
-    examples = limited(task, task.examples("train", np.arange(12), 0), [2])
+    examples = limit_targets(task, task.examples("train", np.arange(12), 0), [2])
     model = build_model(MODEL, Parallel(n=3), len(task.vocabulary), 0)
     batch = packed_batch(examples, examples.tokens.shape[1], 3)
     whole = losses(model.objective, model.decoder, batch, [1.0] * 3)

@@ -22,7 +22,7 @@ from lab.objectives.cost import instantiate, training_flops_per_token
 from lab.objectives.heads import ManyHeads
 from lab.objectives.next_token import NextToken
 from lab.tasks import TaskConfig
-from lab.tasks.targets import check
+from lab.tasks.targets import check_where
 
 
 class Execution(Config):
@@ -101,7 +101,7 @@ class Experiment(Learner):
                 f"{layers} layers; allowed: at most {layers - 1 + self.objective.n - heads}, or a larger model"
             )
         if isinstance(self.objective, ManyHeads) and self.objective.where is not None:
-            check(self.task, self.objective.where)
+            check_where(self.task, self.objective.where)
         task = self.task.build()
         longest = task.longest("train")
         if longest > self.train.context:

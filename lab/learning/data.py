@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from lab.learning.settings import Train
 from lab.objectives.base import Batch, targets
 from lab.tasks.base import Examples, Task
-from lab.tasks.targets import limited
+from lab.tasks.targets import limit_targets
 
 CHUNK = 2048
 """Examples generated at once: enough for NumPy's cost a call to vanish."""
@@ -130,7 +130,7 @@ class Steps(IterableDataset[Step]):
         while True:
             firsts = (step + stride * np.arange(ahead)) * self.per_step
             examples = self.task.examples("train", (firsts[:, None] + np.arange(self.per_step)).ravel(), self.seed)
-            examples = limited(self.task, examples, self.where)
+            examples = limit_targets(self.task, examples, self.where)
             for k in range(ahead):
                 part = slice(k * self.per_step, (k + 1) * self.per_step)
                 yield Step(

@@ -53,12 +53,13 @@ class Objective(nn.Module, ABC):
     n: int
     """Tokens ahead of a position that are predicted, one head each."""
     trunk_gradient: float = 1.0
-    """The share of heads 2 to n's gradient that reaches the layers, and the embedding, which head 1 is computed by:
-    `latents` gives them what they share with head 1 through `scale_gradient`. `LanguageModel` sets it, as the next."""
+    """The share of the gradient of heads 2 to n that reaches the embedding and the layers which head 1 is computed by.
+    `latents` sees to it: with `scale_gradient`, where those heads stand on what is head 1's, too."""
     readout_gradient: float = 1.0
-    """The share of it that reaches the final norm and unembedding, where head 1 is read off by them, too."""
+    """The share of that gradient that reaches the final norm and the unembedding which they share with head 1."""
     where: Sequence[int | str] | None = None
-    """The tokens that heads 2 to n have as targets (`lab.tasks.targets`); None: all that are trained on."""
+    """Names the tokens that heads 2 to n have as targets (`lab.tasks.targets`); None: all that are trained on. Like the
+    two shares it is the config's, from which `LanguageModel` sets it."""
     chained: ClassVar[bool]
     """Whether heads share layers, so that none can be differentiated through without the others' (else each reads the
     trunk alone, and can be done with before the next begins)."""
