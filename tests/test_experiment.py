@@ -43,10 +43,11 @@ CHANGES = [
     "objective.weights={name: curriculum, order: forward, share: 0.5}",
     "objective.weights={name: balanced}", "objective.weights={name: balanced, decay: 0.5}",
     "objective.weights={name: balanced, every: 1}",
+    "objective.trunk_gradient=0.5", "objective.readout_gradient=0", "objective.where=[answer]", "objective.where=[-1]",
     "init_from=0123456789abcdef", "train.flops=1e9",
     "train.steps=41", "train.batch_tokens=257", "train.context=33", "train.lr=2e-3", "train.warmup=6",
     "train.decay_ratio=0.1", "train.betas=[0.9, 0.99]", "train.betas=[0.8, 0.95]", "train.eps=1e-6",
-    "train.weight_decay=0", "train.clip=0.5",
+    "train.weight_decay=0", "train.clip=0.5", "train.clip_apart=true",
     "evaluation.every=21", "evaluation.examples=19", "evaluation.epoch_oracle=true", "seed=1", "precision=bf16",
 ]  # fmt: skip
 EXECUTION = [

@@ -19,7 +19,7 @@ import torch
 from lab.models.sizes import Model
 from lab.objectives import Residual, build_model
 from lab.objectives import backward
-from tests.test_objectives import random_batch
+from tests.test_objectives import random_batch, training_loss
 
 backward.CHUNK_BYTES = 4 * 7 * 5
 model = build_model(Model(layers=3, width=8, heads=2), Residual(n=3), 7, seed=0).double()
@@ -31,6 +31,14 @@ for order in ("joint", "sequential", "fused"):
 assert found[0].abs().max() > 1e-3
 for each in found[1:]:
     torch.testing.assert_close(each, found[0], rtol=0, atol=1e-10)
+
+dial = []
+for share in (0.0, 0.5, 1.0):
+    model = build_model(Model(layers=3, width=8, heads=2), Residual(n=3, trunk_gradient=share), 7, seed=0).double()
+    training_loss(model, random_batch(seed=0, n=3)).backward()
+    dial.append(torch.cat([each.grad.flatten() for each in model.decoder.trunk.parameters()]))
+torch.testing.assert_close(dial[1], (dial[0] + dial[2]) / 2, rtol=0, atol=1e-10)
+assert (dial[0] - dial[2]).abs().max() > 1e-3
 """
 
 
@@ -63,7 +71,10 @@ def run(copy: Path, *arguments: str) -> str:
 def test_it_trains(copy: Path) -> None:
     out = run(copy, "-m", "lab", "train", "tiny.yaml", "objective=residual", "objective.n=3", "--json")
     result = json.loads(out.splitlines()[-1])
-    assert result["experiment"]["objective"] == {"name": "residual", "n": 3, "reduction": "sum", "weights": None}
+    objective = result["experiment"]["objective"]
+    assert {key: objective[key] for key in ("name", "n", "reduction", "weights")} == {
+        "name": "residual", "n": 3, "reduction": "sum", "weights": None
+    }  # fmt: skip
     assert len(list((copy / "runs").iterdir())) == 1
 
 

@@ -38,6 +38,7 @@ from lab.analysis.trained import Trained
 from lab.learning.data import select
 from lab.objectives import LanguageModel
 from lab.tasks.base import Examples, Known, Task
+from lab.tasks.targets import limit_targets
 
 
 def implicit_weight(n: int, k: int, weights: Sequence[Any] | None = None) -> Any:
@@ -147,6 +148,7 @@ def measure(run: Trained, examples: int, every: bool) -> Iterator[dict[str, Any]
 
 def _by_kind(model: LanguageModel, task: Task, examples: Examples, weights: Sequence[float]) -> list[dict[str, Any]]:
     n, kinds = model.objective.n, len(task.kinds)
+    examples = limit_targets(task, examples, model.objective.where)
     spans = np.ones(examples.tokens.shape, np.uint8) if examples.spans is None else examples.spans
     kind = task.kind(examples).astype(np.int64)
     floors = np.nan_to_num(task.entropies(examples, n)) if isinstance(task, Known) else None

@@ -74,7 +74,8 @@ def preparation(experiment: Experiment, steps: int) -> dict[str, Any]:
     task = experiment.task.build()
     model = build_model(experiment.model, experiment.objective, len(task.vocabulary), experiment.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    steps_of_training = Steps(task, experiment.train, model.objective.n, 0, 0, np.empty(0, np.uint64))
+    nothing, where = np.empty(0, np.uint64), model.objective.where
+    steps_of_training = Steps(task, experiment.train, model.objective.n, 0, 0, nothing, where)
     next(iter(steps_of_training))  # builds what the task needs once
     stream = iter(steps_of_training)
     started = time.perf_counter()

@@ -33,6 +33,8 @@ def valid(examples: Examples, n: int) -> NDArray[np.bool_]:
     for head in range(1, n + 1):
         inside = np.arange(head, length) < examples.lengths[:, None]
         found[:, : length - head, head - 1] = inside & examples.trained[:, head:]
+        if head > 1 and examples.further is not None:
+            found[:, : length - head, head - 1] &= examples.further[:, head:]
     return found
 
 

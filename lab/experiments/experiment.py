@@ -19,8 +19,10 @@ from lab.learning.settings import Evaluation, Train
 from lab.models.sizes import Model
 from lab.objectives import ObjectiveConfig
 from lab.objectives.cost import instantiate, training_flops_per_token
+from lab.objectives.heads import ManyHeads
 from lab.objectives.next_token import NextToken
 from lab.tasks import TaskConfig
+from lab.tasks.targets import check_where
 
 
 class Execution(Config):
@@ -98,6 +100,8 @@ class Experiment(Learner):
                 f"objective.n: {self.objective.n} is not allowed: its {heads} head layers leave no trunk in a model of "
                 f"{layers} layers; allowed: at most {layers - 1 + self.objective.n - heads}, or a larger model"
             )
+        if isinstance(self.objective, ManyHeads) and self.objective.where is not None:
+            check_where(self.task, self.objective.where)
         task = self.task.build()
         longest = task.longest("train")
         if longest > self.train.context:

@@ -88,7 +88,8 @@ def execute(
         asked = questions(sets)
         model = build_model(experiment.model, experiment.objective, len(task.vocabulary), experiment.seed)
         n, workers = model.objective.n, experiment.execution.data_workers  # a control's own n may be another's heads
-        data = StepsDataModule(task, experiment.train, n, experiment.seed, asked, workers)
+        where = model.objective.where
+        data = StepsDataModule(task, experiment.train, n, experiment.seed, asked, workers, where)
 
         # Training, from the last checkpoint if there is one (it is loaded in `fit`, over any other weights).
         source = find_run(experiment.init_from, store) if experiment.init_from else None

@@ -7,7 +7,7 @@ and against length buckets, `lab bench batches`, it trains the most useful token
 
 import signal
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import lightning.pytorch as L
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from lab.learning.settings import Train
 from lab.objectives.base import Batch, targets
 from lab.tasks.base import Examples, Task
+from lab.tasks.targets import limit_targets
 
 CHUNK = 2048
 """Examples generated at once: enough for NumPy's cost a call to vanish."""
@@ -79,15 +80,19 @@ def packed_batch(examples: Examples, context: int, n: int) -> Batch:
     tokens[where] = examples.tokens[inside]
     owner[where] = documents
     trained[where] = examples.trained[inside]
-    spans = None
+    spans, further = None, None
     if examples.spans is not None:
         spans = np.ones(shape, np.int64)
         spans[where] = examples.spans[inside]
+    if examples.further is not None:
+        further = np.zeros(shape, np.bool_)
+        further[where] = examples.further[inside]
     return Batch(
         torch.from_numpy(tokens),
         torch.from_numpy(owner),
         torch.from_numpy(trained),
         None if spans is None else torch.from_numpy(spans),
+        None if further is None else torch.from_numpy(further),
     )
 
 
@@ -98,10 +103,22 @@ def examples_per_step(task: Task, train: Train) -> int:
 
 
 class Steps(IterableDataset[Step]):
-    """The endless training stream from step `first` on, watched for `questions` [Q]."""
+    """The endless training stream from step `first` on, watched for `questions` [Q].
 
-    def __init__(self, task: Task, train: Train, n: int, seed: int, first: int, questions: NDArray[np.uint64]) -> None:
-        self.task, self.train, self.n, self.seed, self.first = task, train, n, seed, first
+    Further heads have the tokens as targets that `where` names (`lab.tasks.targets`).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        train: Train,
+        n: int,
+        seed: int,
+        first: int,
+        questions: NDArray[np.uint64],
+        where: Sequence[int | str] | None = None,
+    ) -> None:
+        self.task, self.train, self.n, self.seed, self.first, self.where = task, train, n, seed, first, where
         self.per_step = examples_per_step(task, train)
         self.order = np.argsort(questions, kind="stable")
         self.questions = questions[self.order]
@@ -113,6 +130,7 @@ class Steps(IterableDataset[Step]):
         while True:
             firsts = (step + stride * np.arange(ahead)) * self.per_step
             examples = self.task.examples("train", (firsts[:, None] + np.arange(self.per_step)).ravel(), self.seed)
+            examples = limit_targets(self.task, examples, self.where)
             for k in range(ahead):
                 part = slice(k * self.per_step, (k + 1) * self.per_step)
                 yield Step(
@@ -149,6 +167,7 @@ def select(examples: Examples, rows: slice | NDArray[np.int64]) -> Examples:
         keys=examples.keys[rows],
         marks={name: values[rows, :width] for name, values in examples.marks.items()},
         spans=None if examples.spans is None else examples.spans[rows, :width],
+        further=None if examples.further is None else examples.further[rows, :width],
     )
 
 
@@ -186,21 +205,22 @@ class StepsDataModule(L.LightningDataModule):
     """
 
     def __init__(
-        self, task: Task, train: Train, n: int, seed: int, questions: NDArray[np.uint64], workers: int
+        self,
+        task: Task,
+        train: Train,
+        n: int,
+        seed: int,
+        questions: NDArray[np.uint64],
+        workers: int,
+        where: Sequence[int | str] | None = None,
     ) -> None:
         super().__init__()
-        self.task, self.train, self.n, self.seed, self.questions, self.workers = (
-            task,
-            train,
-            n,
-            seed,
-            questions,
-            workers,
-        )
+        self.task, self.train, self.n, self.seed = task, train, n, seed
+        self.questions, self.workers, self.where = questions, workers, where
 
     def train_dataloader(self) -> Iterable[Step]:
         assert self.trainer is not None
-        steps = Steps(self.task, self.train, self.n, self.seed, self.trainer.global_step, self.questions)
+        steps = Steps(self.task, self.train, self.n, self.seed, self.trainer.global_step, self.questions, self.where)
         whole = DataLoader(
             steps,
             batch_size=None,

@@ -98,9 +98,15 @@ class LearningModule(L.LightningModule):
         optimizer.zero_grad()
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
-        """Clip the gradient's norm, and record it: a sum over n heads meets the clip norm n times sooner."""
-        clip = self.train_settings.clip
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip, foreach=True)
+        """Clip the gradient's norm, and record it: a sum over n heads meets the clip norm n times sooner.
+
+        With `clip_apart` what next-token inference drops is clipped by itself, and the norm is that of the rest.
+        """
+        clip, parameters = self.train_settings.clip, dict(self.model.named_parameters())
+        if self.train_settings.clip_apart:
+            further = [parameters.pop(f"objective.{name}") for name in sorted(self.model.objective.dropped())]
+            torch.nn.utils.clip_grad_norm_(further, clip, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), clip, foreach=True)
         self.meter[-2] += norm
         self.meter[-1] += norm > clip
 

@@ -33,6 +33,9 @@ class Train(Config):
     """Decoupled weight decay, on matrices alone (paper: 0.1, on what is not stated)."""
     clip: float = Field(default=1.0, gt=0)
     """Norm to which the gradient is clipped (paper: 1.0)."""
+    clip_apart: Annotated[bool, Neutral(False)] = False
+    """Clip the gradient of what only further heads need by a norm of its own, so that it does not shrink that of the
+    next token's path; what is logged is then the latter's."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":

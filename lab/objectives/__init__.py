@@ -1,5 +1,6 @@
 """The ways of predicting n tokens. A new one is a file beside this, and a line here that imports its config."""
 
+from inspect import isabstract
 from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
@@ -8,7 +9,7 @@ from torch import nn
 from lab.models.decoder import Decoder, Unset, initialise
 from lab.models.sizes import Model
 from lab.objectives.base import Objective
-from lab.objectives.heads import Predicting
+from lab.objectives.heads import ManyHeads, Predicting
 
 # isort: off
 from lab.objectives.next_token import NextToken as NextToken
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     ObjectiveConfig = Predicting
 else:
     # Whatever is imported above, told apart by `name`.
-    _CONFIGS = [each for each in globals().values() if isinstance(each, type) and issubclass(each, Predicting)][1:]
+    _CLASSES = [each for each in globals().values() if isinstance(each, type) and not isabstract(each)]
+    _CONFIGS = [each for each in _CLASSES if issubclass(each, Predicting)]
     ObjectiveConfig = Annotated[Union[tuple(_CONFIGS)], Field(discriminator="name")]  # noqa: UP007
 
 
@@ -43,6 +45,10 @@ class LanguageModel(nn.Module):
             raise ValueError(f"{objective.name} with n={objective.n} leaves no trunk in {model.shape.layers} layers")
         self.decoder = Decoder(model, trunk_layers, vocabulary)
         self.objective: Objective = objective.build(model, vocabulary)
+        if isinstance(objective, ManyHeads):
+            self.objective.trunk_gradient = objective.trunk_gradient
+            self.objective.readout_gradient = objective.readout_gradient
+            self.objective.where = objective.where
 
 
 def build_model(model: Model, objective: ObjectiveConfig, vocabulary: int, seed: int) -> LanguageModel:

@@ -6,6 +6,9 @@
   trunk: N in all whatever n, so the next-token path is all N layers, as with n = 1, and `extra_layers` more where they
   are added; head n's is N - n + 1 deep.
 - Intermediate tokens: none of the true ones; head i has the latents from which the tokens beyond t+i were predicted.
+- `trunk_gradient` scales what the losses of heads 2..n send back at the heads' outputs, before the final norm. Head 1
+  stands on all the other heads, so they have no layer that is not on the next token's path: every layer and the trunk
+  get that share. At 0 the layers are trained as with n = 1, and the further losses reach norm and unembedding alone.
 
 Next-token inference needs every head's layer, so none is dropped; further unembeddings are saved.
 """
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from lab.models.decoder import Context, Decoder
 from lab.models.sizes import Model
+from lab.objectives.gradients import scale_gradient
 from lab.objectives.heads import Heads, LayerHeads, blocks
 
 
@@ -40,7 +44,9 @@ class AnticausalHeads(Heads):
         latents = [trunk_BTD]
         for head in self.heads[::-1]:
             latents.append(head(latents[-1], context))
-        yield from latents[::-1][:heads]
+        yield latents[-1]
+        for latent_BTD in latents[::-1][1:heads]:
+            yield scale_gradient(latent_BTD, self.trunk_gradient)
 
     def dropped(self) -> frozenset[str]:
         return frozenset()

@@ -100,9 +100,11 @@ def gradient_norms(objective: Objective, decoder: Decoder, batch: Batch) -> Tens
     for head, latent_BTD in enumerate(heads.latents(trunk_BTD)):
         scale = 1 / (heads.targets[head] != -100).sum().clamp(min=1)
         readout = heads.differentiate(head, latent_BTD, scale, heads.inputs.numel(), ())
-        [gradient] = torch.autograd.grad(
-            latent_BTD, trunk_BTD, readout.latent, retain_graph=objective.chained, allow_unused=True
-        )
+        gradient = None
+        if latent_BTD.requires_grad:
+            [gradient] = torch.autograd.grad(
+                latent_BTD, trunk_BTD, readout.latent, retain_graph=objective.chained, allow_unused=True
+            )
         norms.append(torch.zeros_like(scale) if gradient is None else gradient.norm())
     return torch.stack(norms)
 
@@ -175,8 +177,9 @@ class _Heads:
             loss += readout.loss
             nats.append(readout.nats)
             _add(gradients, [None, *readout.parameters])
-            latents.append(latent_BTD)
-            through.append(readout.latent)
+            if latent_BTD.requires_grad:  # else the head teaches nothing below it (anticausal, `trunk_gradient` 0)
+                latents.append(latent_BTD)
+                through.append(readout.latent)
             if not self.objective.chained or head == self.objective.n - 1:
                 _add(gradients, torch.autograd.grad(latents, inputs, through, allow_unused=True))
                 latents, through = [], []

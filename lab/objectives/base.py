@@ -1,7 +1,7 @@
 """What an objective is: a way of predicting n future tokens from the trunk's output."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -13,7 +13,8 @@ from lab.models.decoder import Context, Decoder
 class Batch(NamedTuple):
     """Packed rows: T positions to predict from, and n tokens beyond them to read.
 
-    A target t+i exists where token t+i lies in the document of token t, is no padding, and is trained on.
+    A target t+i exists where token t+i lies in the document of token t, is no padding, and is trained on; for i > 1
+    also only where `further` has it.
     """
 
     tokens: Tensor
@@ -24,16 +25,16 @@ class Batch(NamedTuple):
     """[B, T+n] bool: tokens that the loss covers, when they are targets."""
     spans: Tensor | None = None
     """[B, T+n] int64: how many tokens each has consequences for (`lab.tasks.base.Examples`); None is 1 throughout."""
+    further: Tensor | None = None
+    """[B, T+n] bool: of the tokens trained on, those that are targets of heads 2 to n, too; None is all of them."""
 
     def rows(self, rows: slice) -> "Batch":
         """Some of the rows."""
-        spans = None if self.spans is None else self.spans[rows]
-        return Batch(self.tokens[rows], self.documents[rows], self.trained[rows], spans)
+        return Batch(*(None if each is None else each[rows] for each in self))  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
-        spans = None if self.spans is None else self.spans.to(device)
-        return Batch(self.tokens.to(device), self.documents.to(device), self.trained.to(device), spans)
+        return Batch(*(None if each is None else each.to(device) for each in self))  # type: ignore[arg-type]
 
 
 def targets(batch: Batch, offset: int, positions: int) -> Tensor:
@@ -41,6 +42,8 @@ def targets(batch: Batch, offset: int, positions: int) -> Tensor:
     here = batch.documents[:, :positions]
     ahead = slice(offset, offset + positions)
     valid = (batch.documents[:, ahead] == here) & (here >= 0) & batch.trained[:, ahead]
+    if offset > 1 and batch.further is not None:
+        valid = valid & batch.further[:, ahead]
     return batch.tokens[:, ahead].masked_fill(~valid, -100)
 
 
@@ -49,6 +52,14 @@ class Objective(nn.Module, ABC):
 
     n: int
     """Tokens ahead of a position that are predicted, one head each."""
+    trunk_gradient: float = 1.0
+    """The share of the gradient of heads 2 to n that reaches the embedding and the layers which head 1 is computed by.
+    `latents` sees to it: with `scale_gradient`, where those heads stand on what is head 1's, too."""
+    readout_gradient: float = 1.0
+    """The share of that gradient that reaches the final norm and the unembedding which they share with head 1."""
+    where: Sequence[int | str] | None = None
+    """Names the tokens that heads 2 to n have as targets (`lab.tasks.targets`); None: all that are trained on. Like the
+    two shares it is the config's, from which `LanguageModel` sets it."""
     chained: ClassVar[bool]
     """Whether heads share layers, so that none can be differentiated through without the others' (else each reads the
     trunk alone, and can be done with before the next begins)."""

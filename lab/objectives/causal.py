@@ -6,6 +6,7 @@
   the trunk: N in all whatever n, so the next-token path is N - n + 1 layers deep, `extra_layers` more where they are
   added, and head n's is N deep.
 - Intermediate tokens: none of the true ones; of a predicted one, the latent it was predicted from.
+- `trunk_gradient` scales what heads 2..n send back at head 1's output, so in its layer and in the trunk.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from lab.models.decoder import Context, Decoder
 from lab.models.sizes import Model
+from lab.objectives.gradients import scale_gradient
 from lab.objectives.heads import Heads, LayerHeads, blocks
 
 
@@ -35,7 +37,9 @@ class CausalHeads(Heads):
     def latents(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
     ) -> Iterator[Tensor]:
-        latent_BTD = trunk_BTD
-        for head in self.heads[:heads]:
+        latent_BTD = self.heads[0](trunk_BTD, context)
+        yield latent_BTD
+        latent_BTD = scale_gradient(latent_BTD, self.trunk_gradient)
+        for head in self.heads[1:heads]:
             latent_BTD = head(latent_BTD, context)
             yield latent_BTD

@@ -30,7 +30,9 @@ def training_flops_per_token(model: LanguageModel, context: int) -> int:
     A multiply-add is two operations; the backward pass costs twice the forward. Counted: every matrix product, the n
     unembeddings, and attention's two products over the whole row (as the common MFU formula does, arXiv 2204.02311
     Appendix B, and as torch's flop counter does; a causal kernel may do half). Left out: norms, activations, softmax,
-    and reading embeddings.
+    and reading embeddings. Heads are read off at every position, targets or not (`where`), and a gradient that is
+    scaled costs the same. Where one is cut off, a product for each further head may be saved (the unembedding's with
+    `readout_gradient` 0, a linear head's with `trunk_gradient` 0), which is counted all the same.
     """
     layers = [each for each in model.modules() if isinstance(each, nn.Linear)]
     unembedding = model.decoder.unembedding

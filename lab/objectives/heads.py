@@ -2,18 +2,29 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
-from torch import nn
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor, nn
 
 from lab.config import Config, Neutral
-from lab.models.decoder import Block
+from lab.models.decoder import Block, Decoder
 from lab.models.sizes import Model
 from lab.objectives.base import Objective
-from lab.objectives.weights import HeadWeights, Listed
+from lab.objectives.gradients import apply_scaled
+from lab.objectives.weights import Balanced, HeadWeights, Listed
 
 Reduction = Literal["sum", "mean"]
+
+
+def _place_or_kind(name: Any) -> Any:
+    if isinstance(name, bool) or not isinstance(name, int | str):
+        raise ValueError("should be a place in an answer, a whole number, or the name of a kind of tokens")
+    return name
+
+
+TokenName = Annotated[int | str, BeforeValidator(_place_or_kind)]
+"""Names tokens of a task (`lab.tasks.targets`)."""
 
 
 class Predicting(Config, ABC):
@@ -53,6 +64,24 @@ class ManyHeads(Predicting):
     weighted, if there are `weights`."""
     weights: Annotated[HeadWeights | None, Neutral(None)] = None
     """How much each head counts, and when; its name selects it. Null: all the same (the paper)."""
+    trunk_gradient: Annotated[float, Neutral(1.0), Field(ge=0, le=1)] = 1.0
+    """The share of the further heads' gradient that reaches what the next token is computed by, final norm and
+    unembedding apart: 1 all (the paper), 0 none; where it is taken says lab/objectives/NAME.py."""
+    readout_gradient: Annotated[float, Neutral(1.0), Field(ge=0, le=1)] = 1.0
+    """The share of the further heads' gradient that reaches the final norm and unembedding which they share with the
+    next token's: 1 all, 0 none. With trunk_gradient 0 and train.clip_apart they leave the next token's path alone."""
+    where: Annotated[list[TokenName] | None, Neutral(None), Field(min_length=1)] = None
+    """The tokens that further heads predict, of those trained on: places in an answer (1 its first token, -1 its last)
+    and kinds of tokens that the task names. Null: all."""
+
+    @model_validator(mode="after")
+    def _balanced_alone(self) -> Self:
+        if isinstance(self.weights, Balanced) and self.trunk_gradient != 1:
+            raise ValueError(
+                f"weights: balanced is not allowed with trunk_gradient={self.trunk_gradient:g}: it makes all heads' "
+                "gradients at the trunk alike; allowed: other weights"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_weight_a_head(self) -> Self:
@@ -85,6 +114,12 @@ class Heads(Objective):
         super().__init__()
         self.heads = nn.ModuleList(heads)
         self.n = len(self.heads)
+
+    def read(self, decoder: Decoder, head: int, latent: Tensor) -> Tensor:
+        if head == 1:
+            return decoder.logits(latent)
+        normed = apply_scaled(decoder.norm, self.readout_gradient, latent)
+        return apply_scaled(decoder.unembedding, self.readout_gradient, normed)
 
     def dropped(self) -> frozenset[str]:
         return frozenset(name for name, _ in self.named_parameters() if not name.startswith("heads.0."))

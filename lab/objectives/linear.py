@@ -9,6 +9,7 @@ that n = 1 is next-token prediction, and an n that is larger leaves the next tok
 - Final norm: one, shared by all heads, after the matrix. Neither it nor the unembedding has a bias, nor have these.
 - Head depth: one d×d matrix for each of the heads 2..n, no residual connection; the next-token path is all N layers.
 - Intermediate tokens: none. Head i sees z_t only.
+- `trunk_gradient` scales what heads 2..n send back at z, so in all N layers: at 0 the matrices are probes.
 
 The matrices come on top: (n-1) d² parameters more than next-token prediction, about a twelfth of a layer each. There is
 no `extra_layers`: the heads take no layer that could be given back.
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from lab.models.decoder import Context, Decoder
 from lab.models.sizes import Model
+from lab.objectives.gradients import scale_gradient
 from lab.objectives.heads import Heads, ManyHeads, blocks
 
 
@@ -49,5 +51,6 @@ class LinearHeads(Heads):
     ) -> Iterator[Tensor]:
         z_BTD = self.heads[0](trunk_BTD, context)
         yield z_BTD
+        further_BTD = scale_gradient(z_BTD, self.trunk_gradient)
         for head in self.heads[1:heads]:
-            yield head(z_BTD)
+            yield head(further_BTD)

@@ -6,6 +6,7 @@
   N - n + 1 layers deep (`extra_layers` more where they are added, as in the paper's Tables S4 and S6).
 - Intermediate tokens: none. Head i sees the trunk's outputs z_1..z_t only, neither the true nor the predicted tokens
   between t and t+i.
+- `trunk_gradient` scales what heads 2..n send back at the trunk's output.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from lab.models.decoder import Context, Decoder
 from lab.models.sizes import Model
+from lab.objectives.gradients import scale_gradient
 from lab.objectives.heads import Heads, LayerHeads, blocks
 
 
@@ -35,5 +37,7 @@ class ParallelHeads(Heads):
     def latents(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
     ) -> Iterator[Tensor]:
-        for head in self.heads[:heads]:
-            yield head(trunk_BTD, context)
+        yield self.heads[0](trunk_BTD, context)
+        further_BTD = scale_gradient(trunk_BTD, self.trunk_gradient)
+        for head in self.heads[1:heads]:
+            yield head(further_BTD, context)

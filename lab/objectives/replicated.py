@@ -5,6 +5,7 @@
 - Head depth: one transformer layer a head, taken from the trunk: N layers in all whatever n, so the next-token path is
   N - n + 1 layers deep, `extra_layers` more where they are added.
 - Intermediate tokens: none, neither true nor predicted.
+- `trunk_gradient` scales what heads 2..n send back at the trunk's output; `readout_gradient`, in the final norm alone.
 
 The unembeddings are (n-1) d V parameters more than with `parallel`; those outside of embeddings are as many.
 """
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from lab.models.decoder import Decoder
 from lab.models.sizes import Model
+from lab.objectives.gradients import apply_scaled
 from lab.objectives.heads import LayerHeads, blocks
 from lab.objectives.parallel import ParallelHeads
 
@@ -36,8 +38,9 @@ class ReplicatedHeads(ParallelHeads):
         self.replicas = nn.ModuleList(nn.Linear(model.shape.width, vocabulary, bias=False) for _ in range(n - 1))
 
     def read(self, decoder: Decoder, head: int, latent: Tensor) -> Tensor:
-        unembedding = self.replicas[head - 2] if head > 1 else decoder.unembedding
-        return unembedding(decoder.norm(latent))  # type: ignore[no-any-return]
+        if head == 1:
+            return super().read(decoder, head, latent)
+        return self.replicas[head - 2](apply_scaled(decoder.norm, self.readout_gradient, latent))  # type: ignore[no-any-return]
 
     def unembeddings(self) -> list[nn.Module]:
         return list(self.replicas)

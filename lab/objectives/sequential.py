@@ -12,6 +12,8 @@ and predicts x_{t+i}. It is the report's depth k = i-1, which reads token k ahea
   n, so the next-token path is N - n + 1 layers deep. The report adds its modules to a whole model: `extra_layers` n-1.
 - Intermediate tokens: the true ones. Head i at position t sees x_1..x_{t+i-1}: what it predicts is a next token, too.
   Where there are no tokens ahead, there is head 1 alone; `latents` of more heads needs `tokens`, true ones or drafts.
+- `trunk_gradient` scales what heads 2..n send back at h_1, so in head 1's layer and in the trunk, and what they send
+  into the embedding of the tokens that they read.
 
 The projections M_i [d×2d] and the two norms before each come on top: (n-1) (2d² + 2d) parameters more than `parallel`.
 The report weighs the mean over depths by λ: `weights: {name: auxiliary}`. Without, every head weighs the same.
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 
 from lab.models.decoder import Context, Decoder, RMSNorm
 from lab.models.sizes import Model
+from lab.objectives.gradients import scale_gradient
 from lab.objectives.heads import Heads, LayerHeads, blocks
 
 
@@ -75,8 +78,9 @@ class SequentialHeads(Heads):
         self, decoder: Decoder, latent_BTD: Tensor, context: Context, heads: int, tokens: Tensor
     ) -> Iterator[Tensor]:
         positions = latent_BTD.shape[1]
+        latent_BTD = scale_gradient(latent_BTD, self.trunk_gradient)
         for ahead, (head, join) in enumerate(zip(self.heads[1:heads], self.joins, strict=False), start=1):
             # Near a document's end this reads another's token, but only where the head has no target.
-            read_BTD = decoder.embedding(tokens[:, ahead : ahead + positions])
+            read_BTD = scale_gradient(decoder.embedding(tokens[:, ahead : ahead + positions]), self.trunk_gradient)
             latent_BTD = head(join(latent_BTD, read_BTD), context)
             yield latent_BTD

@@ -46,6 +46,8 @@ class Examples:
     spans: NDArray[np.uint8] | None = None
     """[N, L] k: how many tokens in a row, a token itself the first, are wrong once it is wrong (Section 5.1 of the
     paper; k = 1: what comes after is as if nothing had happened). None where no task says: 1 throughout."""
+    further: NDArray[np.bool_] | None = None
+    """[N, L] of the tokens trained on, those that further heads have as targets (`objective.where`); None: all."""
 
 
 class Task(Protocol):

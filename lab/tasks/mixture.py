@@ -127,7 +127,7 @@ class MixtureTask:
             scored=np.zeros(shape, np.bool_),
             slices={"part": np.array(self._names)[part]},
             keys=np.zeros((len(indices), keys), np.uint64),
-            marks={},
+            marks={"kind": np.zeros(shape, np.uint8)},
             spans=np.ones(shape, np.uint8) if any(each.spans is not None for each in told.values()) else None,
         )
         for k, each in told.items():
@@ -139,6 +139,9 @@ class MixtureTask:
             if whole.spans is not None and each.spans is not None:
                 whole.spans[mine, : each.tokens.shape[1]] = each.spans
             whole.keys[mine, : each.keys.shape[1]] = each.keys
+            if self._tasks[k] is self._scored:
+                whole.scored[mine, : each.tokens.shape[1]] = each.scored
+                whole.marks["kind"][mine, : each.tokens.shape[1]] = self._scored.kind(each)
         return whole
 
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
@@ -152,8 +155,8 @@ class MixtureTask:
         return {"part": part, "text": text, "tokens": tokens}
 
     def kind(self, examples: Examples) -> NDArray[np.uint8]:
-        """What tokens of examples of the scored part are; see `Task.kind`."""
-        return self._scored.kind(examples)
+        """What tokens of the scored part's examples are; see `Task.kind`. Those of other parts in training are 0."""
+        return examples.marks["kind"] if "part" in examples.slices else self._scored.kind(examples)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens as people read them; with spaces between where some are another part's than the scored one's."""
