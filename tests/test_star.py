@@ -124,7 +124,7 @@ def test_examples_are_pure(config: Star, split: Split) -> None:
     task, indices = config.build(), np.arange(50)
     whole = task.examples(split, indices, 3)
     some = config.build().examples(split, np.array([41, 3]), 3)
-    for one, other in ((some.tokens, whole.tokens), (some.keys, whole.keys), (some.spans, whole.spans)):
+    for one, other in ((some.tokens, whole.tokens), (some.keys, whole.keys), (some.trained, whole.trained)):
         np.testing.assert_array_equal(one, other[[41, 3]])
     moved = (task.examples(split, indices, 4).tokens != whole.tokens).any()
     assert moved == (split == "train")
@@ -134,7 +134,8 @@ def test_examples_are_pure(config: Star, split: Split) -> None:
 def test_an_index_outside_of_a_split_is_refused() -> None:
     task = SMALL.build()
     assert task.size("train") is None
-    for split, index in (("test", 100), ("validation", 50), ("train", -1)):
+    wrong: list[tuple[Split, int]] = [("test", 100), ("validation", 50), ("train", -1)]
+    for split, index in wrong:
         with pytest.raises(IndexError, match=split):
             task.examples(split, np.array([index]), 0)
 

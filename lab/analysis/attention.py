@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lab.analysis.trained import Trained, rows_of
-from lab.learning.evaluation import batches
+from lab.learning.evaluation import batches, generate
 from lab.models.decoder import Attention, Block, Context, Decoder, rotate
 from lab.objectives import LanguageModel
-from lab.tasks.base import Examples, Task
+from lab.tasks.base import Examples, GeneratedAnswers, Task
 
 REPEATED = 25
 """Random tokens of a row that are then repeated (25 in Olsson et al. 2022); half of a training row, if that is less."""
@@ -307,6 +307,8 @@ def performance(model: LanguageModel, task: Task, examples: Examples) -> dict[st
         scored = torch.from_numpy(examples.scored[rows, 1 : tokens_BT.shape[1]]).to(tokens_BT.device)
         nats += float(F.cross_entropy(logits[scored], tokens_BT[:, 1:][scored], reduction="sum"))
         count += int(scored.sum())
+    if isinstance(task, GeneratedAnswers):
+        predicted = generate(model, task, examples)
     seen = np.zeros(examples.keys.shape, np.bool_)  # only splits the table, and `choice` is of all of it
     summary = task.summary(task.score(examples, predicted, seen))
     return {task.choice: summary[task.choice], "loss": nats / max(1, count)}

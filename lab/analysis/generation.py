@@ -29,10 +29,11 @@ from numpy.typing import NDArray
 
 from lab.analysis.terms import passes
 from lab.analysis.trained import Trained, rows_of
+from lab.errors import BadInput
 from lab.learning.data import select
 from lab.learning.decoding import Sampling, decode
 from lab.objectives import LanguageModel
-from lab.tasks.base import Examples
+from lab.tasks.base import Examples, GeneratedAnswers
 
 MISSES = 3
 """Near misses that an answer is chosen among."""
@@ -100,7 +101,13 @@ def by_slice(run: Trained, count: int) -> list[tuple[str, Examples]]:
     """`count` test examples, by the slice that the task's scores are shown along: its words, as "operations 3".
 
     "all" where the task slices tokens, not examples.
+
+    Raises:
+        BadInput: the task's questions have several right answers, which cannot be told from wrong ones by comparison.
     """
+    if isinstance(run.task, GeneratedAnswers):
+        name = run.experiment.task.name
+        raise BadInput(f"{run.directory.path}: task {name} is not allowed: its questions have several right answers")
     found, across = run.test_examples(count), run.task.across
     if across not in found.slices:
         return [("all", found)]

@@ -1,7 +1,8 @@
-"""Greedy evaluation without a decoding loop.
+"""Greedy evaluation, where an answer is unique without a decoding loop.
 
 Greedy decoding gives the true answer if and only if every teacher-forced argmax on it is right, so one forward pass
-scores a test set exactly. (`decoding.greedy` is the loop; a test holds the two together.)
+scores a test set exactly. (`decoding.greedy` is the loop; a test holds the two together.) That says nothing of other
+answers: where a question has several right ones (`GeneratedAnswers`), the loop is run.
 """
 
 from collections.abc import Iterator
@@ -11,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from lab.learning.data import packed_batch, select
+from lab.learning.decoding import decode
 from lab.objectives import LanguageModel
 from lab.objectives.backward import losses
-from lab.tasks.base import Examples, Row, Task
+from lab.tasks.base import Examples, GeneratedAnswers, Row, Task
 
 _TOKENS = 16_384  # tokens of a forward pass, padding included: large enough to be fast, small enough for any device
+_PROMPTS = 1024  # decoded at once
 
 
 def batches(examples: Examples) -> Iterator[NDArray[np.int64]]:
@@ -45,6 +48,21 @@ def predict(model: LanguageModel, examples: Examples) -> NDArray[np.uint16]:
     return predicted
 
 
+def generate(model: LanguageModel, task: GeneratedAnswers, examples: Examples) -> NDArray[np.uint16]:
+    """The greedy answer to each example's question, [N, `longest_answer`]; see `GeneratedAnswers`."""
+    device = next(model.parameters()).device
+    answers = np.full((len(examples.tokens), task.longest_answer), task.end, np.uint16)
+    lengths = task.prompts(examples)
+    for first in range(0, len(lengths), _PROMPTS):
+        part = slice(first, first + _PROMPTS)
+        width = int(lengths[part].max())
+        prompts = torch.from_numpy(examples.tokens[part, :width].astype(np.int64)).to(device)
+        found = decode(model, prompts, torch.from_numpy(lengths[part]).to(device), task.longest_answer, end=task.end)
+        for row, written in enumerate(found.tokens, start=first):
+            answers[row, : len(written)] = written
+    return answers
+
+
 @torch.inference_mode()
 def head_losses(model: LanguageModel, examples: Examples) -> list[float]:
     """Mean loss of each head over the examples, in nats per target."""
@@ -59,6 +77,11 @@ def head_losses(model: LanguageModel, examples: Examples) -> list[float]:
     return (nats / np.maximum(1, targets)).tolist()  # type: ignore[no-any-return]
 
 
+def answered(model: LanguageModel, task: Task, examples: Examples) -> NDArray[np.uint16]:
+    """What `Task.score` judges: the model's answers, or its teacher-forced predictions where they say as much."""
+    return generate(model, task, examples) if isinstance(task, GeneratedAnswers) else predict(model, examples)
+
+
 def evaluate(model: LanguageModel, task: Task, examples: Examples, seen: NDArray[np.bool_]) -> list[Row]:
     """The task's score table of the model's greedy predictions; `seen` [N, K] as in `Task.score`."""
-    return task.score(examples, predict(model, examples), seen)
+    return task.score(examples, answered(model, task, examples), seen)

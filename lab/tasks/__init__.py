@@ -6,11 +6,14 @@ from pydantic import Field
 
 from lab.tasks.agreement import Agreement
 from lab.tasks.choices import Choices
+from lab.tasks.dag import Dag
 from lab.tasks.mixture import Mixture
 from lab.tasks.polynomials import Polynomials
 from lab.tasks.star import Star
 from lab.tasks.stories import Stories
 from lab.tasks.text import Text
 
-TaskConfig = Annotated[Polynomials | Stories | Text | Mixture | Choices | Agreement | Star, Field(discriminator="name")]
+TaskConfig = Annotated[
+    Polynomials | Stories | Text | Mixture | Choices | Agreement | Star | Dag, Field(discriminator="name")
+]
 """The union of all tasks' configs, discriminated by `name`."""

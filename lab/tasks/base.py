@@ -106,7 +106,8 @@ class Task(Protocol):
 
         Args:
             examples: N examples.
-            predicted: [N, L] the most likely token at each place, given the true tokens before it (0 at place 0).
+            predicted: [N, L] the most likely token at each place, given the true tokens before it (0 at place 0); of
+                `GeneratedAnswers` the answers, as described there.
             seen: [N, K] whether what has the same key was trained on.
         """
 
@@ -126,3 +127,24 @@ class Known(Protocol):
 
         Of the tokens before t only these are given. What lies beyond a document's end has nan.
         """
+
+
+@runtime_checkable
+class GeneratedAnswers(Protocol):
+    """A task whose questions have several right answers, so that `score` judges what a model writes by itself.
+
+    Teacher forcing compares with one right answer. Here every example is decoded greedily from its prompt on until the
+    end token; `score`'s `predicted` is then [N, `longest_answer`]: what was written, the end token included, and more
+    end tokens up to the width. An answer without an end token was cut off: no right answer is as long.
+    """
+
+    @property
+    def end(self) -> int:
+        """The token that ends an answer."""
+
+    @property
+    def longest_answer(self) -> int:
+        """The most tokens of a right answer, its end token included."""
+
+    def prompts(self, examples: Examples) -> NDArray[np.int64]:
+        """[N] tokens of each document that stand before the answer."""

@@ -1,8 +1,8 @@
 """Hold-out: evaluation questions that training must not contain are found by hash and drawn again."""
 
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,20 +28,20 @@ class KeySet:
         return maybe[self.keys.searchsorted(asked, "right") > self.keys.searchsorted(asked, "left")]
 
 
-class Drawn(Protocol):
-    """N questions: a dataclass of arrays whose first axis is N."""
+@dataclass(frozen=True)
+class Questions:
+    """N questions. Subclasses add arrays, whose first axis is N, too."""
 
-    __dataclass_fields__: Any
-
-    @property
-    def keys(self) -> NDArray[np.uint64]:
-        """[N] a hash of each question."""
+    keys: NDArray[np.uint64]
+    """[N] a hash of each question."""
 
 
-DrawnT = TypeVar("DrawnT", bound=Drawn)
+QuestionsT = TypeVar("QuestionsT", bound=Questions)
 
 
-def replace_held_out(questions: DrawnT, held_out: KeySet, draw: Callable[[int, NDArray[np.int64]], DrawnT]) -> DrawnT:
+def replace_held_out(
+    questions: QuestionsT, held_out: KeySet, draw: Callable[[int, NDArray[np.int64]], QuestionsT]
+) -> QuestionsT:
     """Replace, in place, the questions that are held out by ones that are not.
 
     Args:

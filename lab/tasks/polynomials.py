@@ -32,7 +32,7 @@ from lab.config import Config, Neutral
 from lab.errors import BadInput
 from lab.tasks.base import Examples, Row, Split, check_indices
 from lab.tasks.draws import below, draws, draws32, epoch_indices, mixed, stream
-from lab.tasks.holdout import LARGE, KeySet, replace_held_out
+from lab.tasks.holdout import LARGE, KeySet, Questions, replace_held_out
 from lab.tasks.rings import Elements, Ring, ring
 from lab.tasks.trees import ADD, COMPOSE, LEAF, MUL, NEG, PAD, leaf_counts, split_words, uniform_words
 
@@ -120,8 +120,8 @@ def _hash_weights(name: str, count: int) -> NDArray[np.uint64]:
 
 
 @dataclass(frozen=True)
-class _Questions:
-    """N expressions. W = 2M + 1, where M is at least the most operations among them."""
+class _Questions(Questions):
+    """N expressions, their words and operands hashed. W = 2M + 1, where M is at least the most operations among them."""
 
     operations: NDArray[np.int64]
     """[N]"""
@@ -131,8 +131,6 @@ class _Questions:
     """[N, M + 1, d] coefficients of the leaves, constant term first; 0 beyond a tree's leaves."""
     leaves: NDArray[np.int64]
     """[N]"""
-    keys: NDArray[np.uint64]
-    """[N] a hash of the words and operands."""
 
 
 class PolynomialTask:
@@ -348,7 +346,7 @@ class PolynomialTask:
 
         # A random linear function of the symbols and coefficients: padding, being 0, does not enter.
         keys = words @ self._word_weights[: words.shape[1]] + flat @ self._operand_weights[: flat.shape[1]]
-        return _Questions(operations, words, operands, leaves, mixed(keys))
+        return _Questions(mixed(keys), operations, words, operands, leaves)
 
     def _rendered(self, questions: _Questions) -> Examples:
         """The questions as documents, answers worked out."""

@@ -37,7 +37,7 @@ from pydantic import Field, model_validator
 from lab.config import Config
 from lab.tasks.base import Examples, Row, Split, check_indices
 from lab.tasks.draws import below, draws32, mixed, stream
-from lab.tasks.holdout import LARGE, KeySet, replace_held_out
+from lab.tasks.holdout import LARGE, KeySet, Questions, replace_held_out
 from lab.tasks.scoring import mean_rows
 
 _PAIR, _GOAL = (stream("star", "hash", part) for part in ("pair", "goal"))
@@ -78,8 +78,8 @@ class Star(Config):
 
 
 @dataclass(frozen=True)
-class _Graphs:
-    """N graphs with their questions. Node 0 is the start, node 1 + a * length + k the k-th of arm a."""
+class _Graphs(Questions):
+    """N graphs with their questions, graph and goal hashed. Node 0 is the start, node 1 + a * length + k the k-th of arm a."""
 
     labels: NDArray[np.int64]
     """[N, nodes]"""
@@ -89,8 +89,6 @@ class _Graphs:
     """[N] the arm whose end is the goal."""
     backwards: NDArray[np.bool_]
     """[N]"""
-    keys: NDArray[np.uint64]
-    """[N] a hash of the graph and the goal."""
 
 
 class StarTask:
@@ -221,7 +219,7 @@ class StarTask:
 
     def summary(self, rows: list[Row]) -> dict[str, float]:
         """Accuracy beside chance, of whole paths and at each place."""
-        found = {}
+        found: dict[str, float] = {}
         for row in rows:
             if row["direction"] == row["seen"] == "all":
                 of = "" if row["place"] == "all" else f"_place_{row['place']}"
@@ -280,4 +278,4 @@ class StarTask:
         keys = mixed(pairs.astype(np.uint64) * _ODD + _PAIR).sum(axis=1, dtype=np.uint64)
         goal = np.take_along_axis(labels, (arm[:, None] + 1) * config.length, axis=1)[:, 0]
         keys += mixed(goal.astype(np.uint64) * _ODD + _GOAL)
-        return _Graphs(labels, order, arm, backwards, mixed(keys))
+        return _Graphs(mixed(keys), labels, order, arm, backwards)
