@@ -223,9 +223,16 @@ Written = dict[str, Any]
 """Values by path, as they are written."""
 
 
-def some(least: int = 0, most: int = 3, but: frozenset[str] = frozenset()) -> st.SearchStrategy[Written]:
+ROOTS = st.sampled_from([("task",), ("objective",), ("train",), ("model", "execution", "seed"), tuple(FIELDS)])
+"""What the fields of an example begin with: with few to choose from, they meet."""
+
+
+def some(
+    roots: tuple[str, ...], least: int = 0, most: int = 3, but: tuple[str, ...] = ()
+) -> st.SearchStrategy[Written]:
     """A few fields with values, one perhaps within another."""
-    chosen = st.lists(st.sampled_from(sorted(FIELDS.keys() - but)), min_size=least, max_size=most, unique=True)
+    known = [path for path in FIELDS if path.startswith(roots) and path not in but]
+    chosen = st.lists(st.sampled_from(known), min_size=least, max_size=min(most, len(known)), unique=True)
     return chosen.flatmap(lambda paths: st.fixed_dictionaries({path: FIELDS[path] for path in paths}))
 
 
@@ -242,9 +249,9 @@ def mapping(fields: Written, base: Any = None) -> dict[str, Any]:
     return whole
 
 
-def apart(least: int = 0, but: frozenset[str] = frozenset()) -> st.SearchStrategy[Written]:
+def apart(roots: tuple[str, ...], least: int = 0, but: tuple[str, ...] = ()) -> st.SearchStrategy[Written]:
     """A few fields with values, none within another: what one mapping can say."""
-    return some(least, but=but | {"task.operators.add"}).filter(
+    return some(roots, least, but=(*but, "task.operators.add")).filter(
         lambda fields: not any(within(one, other) for one in fields for other in fields if one != other)
     )
 
@@ -288,10 +295,11 @@ def check(experiment: Experiment, *layers: Written) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(recipe=apart(), overrides=st.lists(some(1, 2), min_size=1, max_size=3), oddly=st.booleans())
-def test_overrides_are_found(
-    tmp_path_factory: pytest.TempPathFactory, recipe: Written, overrides: list[Written], oddly: bool
-) -> None:
+@given(st.data())
+def test_overrides_are_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    roots, oddly = data.draw(st.tuples(ROOTS, st.booleans()))
+    recipe = data.draw(apart(roots), label="recipe")
+    overrides = data.draw(st.lists(some(roots, 1, 2), min_size=1, max_size=3), label="overrides")
     path = written(tmp_path_factory.getbasetemp(), mapping(recipe, TINY), oddly=oddly)
     try:
         load_experiment(path)
@@ -301,19 +309,19 @@ def test_overrides_are_found(
         event("refused")
         return
     event("taken")
+    check(experiment, recipe, {path: value for each in overrides for path, value in each.items()})
     for override in overrides:  # the later is no layer over the earlier: each is found
         check(experiment, override)
 
 
-def axes(kinds: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
+def axes(roots: tuple[str, ...], least: int = 1) -> st.SearchStrategy[dict[str, Any]]:
     """Axes by name, of several kinds: those that are fields, as a list or by name, and those that are several."""
-    field = some(1, 2).map(lambda fields: {path: [value] for path, value in fields.items()})
-    named = some(1, 1).map(lambda fields: {path: {"on": value} for path, value in fields.items()})
+    field = some(roots, 1, 2).map(lambda fields: {path: [value] for path, value in fields.items()})
+    named = some(roots, 1, 1).map(lambda fields: {path: {"on": value} for path, value in fields.items()})
     several = st.sampled_from(["arm", "condition"]).flatmap(
-        lambda axis: apart(1, frozenset({"seed"})).map(lambda fields: {axis: {"off": fields, "010": {}}})
+        lambda axis: apart(roots, 1).map(lambda fields: {axis: {"off": fields, "010": {}}})
     )
-    of_kind = {"field": field, "named": named, "several": several}
-    return st.lists(st.one_of([of_kind[kind] for kind in kinds]), min_size=1, max_size=2).map(
+    return st.lists(st.one_of(field, named, several), min_size=least, max_size=2).map(
         lambda found: {axis: values for each in found for axis, values in each.items()}
     )
 
@@ -326,88 +334,58 @@ def in_file(axes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def writes(axis: str, value: Any) -> Written:
-    """What a value of an axis writes."""
-    return value if axis in ("arm", "condition") else {axis: value}
+def check_moved(experiment: Experiment, point: dict[str, Any], axes: dict[str, Any], *below: Written) -> None:
+    """What a point's values on the axes write is found, and so is what is below it."""
+    values = [(axis, axes[axis][name] if isinstance(axes[axis], dict) else name) for axis, name in point.items()]
+    chosen = [value if axis in ("arm", "condition") else {axis: value} for axis, value in values]
+    for each in chosen:  # no axis is a layer over another
+        check(experiment, each)
+    check(experiment, *below, {path: value for each in chosen for path, value in each.items()})
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    baseline=apart(),
-    own=axes(("field", "named", "several")),
-    scale=apart(),
-    its=axes(("field", "several")) | st.just({}),
-    oddly=st.booleans(),
-)
+@given(st.data())
 def test_axes_arms_and_conditions_are_found_at_every_scale(
-    tmp_path_factory: pytest.TempPathFactory,
-    baseline: Written,
-    own: dict[str, Any],
-    scale: Written,
-    its: dict[str, Any],
-    oddly: bool,
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
+    roots, oddly = data.draw(st.tuples(ROOTS, st.booleans()))
+    baseline, scale = data.draw(apart(roots), label="baseline"), data.draw(apart(roots), label="scale's baseline")
+    own, its = data.draw(axes(roots), label="axes"), data.draw(axes(roots, 0), label="scale's axes")
     folder = tmp_path_factory.getbasetemp()
+    size = {"baseline": mapping(scale), "axes": in_file(its)}
+    whole = {"recipe": written(folder, TINY, "tiny.yaml"), "baseline": mapping(baseline), "axes": in_file(own)}
     try:
-        recipe = written(folder, TINY, "tiny.yaml")
-        found = cells(
-            folder,
-            {"baseline": mapping(scale), "axes": in_file(its)},
-            oddly,
-            recipe=recipe,
-            baseline=mapping(baseline),
-            axes=in_file(own),
-        )
+        found = cells(folder, size, oddly, **whole)
     except BadInput:
         event("refused")
         return
     event("taken")
-    both = {**own, **its}
     for cell in found:
-        chosen = [
-            writes(axis, both[axis][name] if isinstance(both[axis], dict) else name) for axis, name in cell.axes.items()
-        ]
-        for each in chosen:  # no axis is a layer over another
-            check(cell.experiment, each)
-        check(cell.experiment, baseline, scale, {path: value for each in chosen for path, value in each.items()})
+        check_moved(cell.experiment, cell.axes, {**own, **its}, baseline, scale)
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    baseline=apart(but=frozenset({"seed"})),
-    arms=axes(("field", "named", "several")),
-    space=some(1, 1),
-    oddly=st.booleans(),
-)
-def test_what_a_study_sets_is_found(
-    tmp_path_factory: pytest.TempPathFactory,
-    baseline: Written,
-    arms: dict[str, Any],
-    space: Written,
-    oddly: bool,
-) -> None:
+@given(st.data())
+def test_what_a_study_sets_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    roots, oddly = data.draw(st.tuples(ROOTS, st.booleans()))
+    baseline, arms = data.draw(apart(roots, but=("seed",)), label="baseline"), data.draw(axes(roots), label="arms")
+    space = data.draw(some(roots, 1, 1), label="space")
     folder = tmp_path_factory.getbasetemp()
-    choices = {path: {"choices": {"it": value}} for path, value in space.items()}
     content = {
         "recipe": written(folder, TINY, "tiny.yaml"),
         "baseline": mapping(baseline),
         "arms": in_file(arms),
-        "space": choices,
+        "space": {path: {"choices": {"no": value}} for path, value in space.items()},
+        **{"question": "why", "endpoint": "none", "scales": {"cpu": {"budget": "none"}}},
     }
-    content |= {"question": "why", "endpoint": "none", "scales": {"cpu": {"budget": "none"}}}
     try:
         study = load_study(written(folder, content, oddly=oddly), "cpu")
     except BadInput:
         event("refused")
         return
     event("taken")
+    searched = {path: {"no": value} for path, value in space.items()}
     for arm in study.arms:
         (experiment,) = study.experiments(arm, study.corners()[0])
         assert experiment.seed == 1000
-        chosen = [
-            writes(axis, arms[axis][name] if isinstance(arms[axis], dict) else name)
-            for axis, name in arm.labels.items()
-        ]
-        for each in (*chosen, space):
-            check(experiment, each)
-        check(experiment, baseline, {path: value for each in (*chosen, space) for path, value in each.items()})
+        check_moved(experiment, {**arm.labels, **study.corners()[0]}, {**arms, **searched}, baseline)
