@@ -23,6 +23,13 @@ class Neutral:
     value: object
 
 
+@dataclass(frozen=True)
+class InPlaceOf:
+    """Marks a field that stands in place of another: set in a layer, each of the two undoes the other below."""
+
+    field: str
+
+
 class Location:
     """Marks a field that says where something is, not what it is: recorded, but no part of the identity."""
 
@@ -138,6 +145,7 @@ def _one_line(config: type[Config], mapping: dict[str, Any], error: ErrorDetails
         return f"{field}{joint}{said}" if field else said
     allowed = str(context["error"]) if kind == "value_error" else error["msg"].removeprefix("Input ")
     allowed = allowed.replace("valid array", "list").replace("an object", "a mapping")
+    allowed = allowed.replace("a valid boolean", "true or false")
     for words_of_pydantic in ("Dictionary ", "List ", "Tuple ", "String "):
         allowed = allowed.removeprefix(words_of_pydantic)
     allowed = allowed.replace(" after validation", "")

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from lab.experiments.experiment import Experiment, experiment_from, override, parse_override
+from lab.experiments.experiment import Experiment, experiment_from, overridden
 from lab.experiments.store import RunDirectory, read_json_lines
 
 TINY: dict[str, Any] = {
@@ -54,10 +54,7 @@ def tiny_file(tmp_path: Any) -> str:
 
 def tiny(*overrides: str) -> Experiment:
     """The tiny experiment with overrides."""
-    mapping = TINY
-    for text in overrides:
-        mapping = override(mapping, *parse_override(text))
-    return experiment_from(mapping, "tiny")
+    return experiment_from(overridden(TINY, overrides), "tiny")
 
 
 TIMES = {"seconds", "tokens_per_second", "evaluation_seconds", "peak_memory_bytes", "hardware", "finished", "commit"}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from lab.cli.main import cli
 from lab.errors import BadInput, Failure
 from lab.experiments import store as stores
-from lab.experiments.experiment import Experiment, experiment_from, load_experiment, override, parse_override
+from lab.experiments.experiment import Experiment, experiment_from, load_experiment, overridden
 from lab.experiments.inheritance import inherit, met
 from lab.experiments.run import execute
 from lab.experiments.store import RunDirectory, find_run, keep_results
@@ -43,9 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def begun(store: Path, name: object, *overrides: str) -> Experiment:
     """The tiny experiment, begun from the run that `name` names in `store`."""
-    mapping: dict[str, Any] = {**TINY, "init_from": str(name)}
-    for text in overrides:
-        mapping = override(mapping, *parse_override(text))
+    mapping = overridden({**TINY, "init_from": str(name)}, overrides)
     return experiment_from(mapping, "tiny", lambda name: find_run(name, store).experiment)
 
 

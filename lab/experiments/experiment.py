@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import yaml
 from pydantic import Field, field_validator, model_validator
 
-from lab.config import Config, Neutral, canonical, did_you_mean, validated
+from lab.config import Config, Neutral, canonical, validated
 from lab.errors import BadInput
-from lab.home import home
+from lab.experiments import layers
+from lab.experiments.documents import parse_value, read_yaml, yaml_text
 from lab.learning.settings import Evaluation, Train
 from lab.models.sizes import Model
 from lab.objectives import ObjectiveConfig
@@ -117,6 +117,11 @@ class Experiment(Learner):
                     f"train.flops: {self.train.flops:g} is not allowed: lasts {steps} steps of {a_step:.3g}; should be "
                     f"more than the {self.train.warmup} of warmup"
                 )
+            if self.train.steps != steps and "steps" in self.train.model_fields_set:
+                raise ValueError(
+                    f"train.steps: {self.train.steps} is not allowed beside train.flops: {self.train.flops:g}, which "
+                    f"last {steps} steps; give one of the two"
+                )
             object.__setattr__(self, "train", self.train.model_copy(update={"steps": steps}))
         return self
 
@@ -142,142 +147,54 @@ class Experiment(Learner):
         return f"{self.task.name}-{objective}-{self.model.label}-s{self.seed}-{self.identity}"
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-3 is a number, and a key that is given twice is an error."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError):  # PyYAML's own on 2020-13-45, !!int x, !!bool x, …
-            text, kind = str(node.value), node.tag.rpartition(":")[2]
-            text = text if len(text) <= 40 else text[:37] + "..."
-            raise yaml.constructor.ConstructorError(None, None, f"'{text}' is no {kind}", node.start_mark) from None
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: list(found) for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str, origin: str) -> Any:
-    """A YAML document, in JSON types.
-
-    Raises:
-        BadInput: the text is not YAML, or holds what JSON cannot; names `origin` and, if it can, the line.
-    """
-    try:
-        content = yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise BadInput(f"{origin}{line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"{origin}: not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise BadInput(f"{origin}: not YAML: nested too deeply") from None
-    try:
-        return json.loads(json.dumps(content, ensure_ascii=False).encode())
-    except (TypeError, ValueError) as error:  # a date, an alias inside of what it names, half of a character
-        only = "only text, numbers, booleans, lists and mappings can be configured"
-        raise BadInput(f"{origin}: {only}: {error}") from None
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; a relative path is looked for here, then among the lab's own files.
-
-    Raises:
-        BadInput: no such file, not readable, not YAML, or not a mapping.
-    """
-    given = Path(path)
-    try:
-        found = next((each for each in (given, home() / given) if each.is_file()), None)
-        if found is None:
-            folder = given.parent if given.parent.is_dir() else home() / given.parent
-            known = [str(given.parent / each.name) for each in sorted(folder.glob("*.yaml")) if each.is_file()]
-            allowed = f"; there are: {', '.join(known)}" if known else ""
-            wrong = "a folder, not a file" if given.is_dir() else "no such file"
-            raise BadInput(f"{path}: {wrong}{allowed}{did_you_mean(str(path), known)}")
-        text = found.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not readable as text: {error}") from None
-    content = parse_yaml(text, str(path))
-    if not isinstance(content, dict):
-        raise BadInput(f"{path}: not a mapping from field names to values")
-    return content
-
-
-def read_recipe(path: str | None) -> dict[str, Any]:
-    """The recipe that a sweep or a study is laid over; nothing where it names none.
-
-    Raises:
-        BadInput: as of `read_yaml`; names the field.
-    """
-    try:
-        return {} if path is None else read_yaml(path)
-    except BadInput as error:
-        raise BadInput(f"recipe: {error}") from None
-
-
 def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
-    """`update` laid over `base`, mapping by mapping.
+    """`update` laid over `base`, both an experiment's fields, as a layer over the one below (`lab.experiments.layers`).
 
     Naming another task, objective, law of weights or kind of tokens starts from its own defaults: nothing of the
     former's is kept.
     """
-    merged = dict(base)
-    for key, value in update.items():
-        below = base.get(key)
-        if key in ("task", "objective", "tokens", "weights"):
-            value = {"name": value} if isinstance(value, str) else value
-            below = {"name": below} if isinstance(below, str) else below
-            if isinstance(value, dict) and isinstance(below, dict):
-                default = {"objective": "next_token"}.get(key)
-                below = below if value.get("name", below.get("name")) == below.get("name", default) else None
-        merged[key] = merge(below if isinstance(below, dict) else {}, value) if isinstance(value, dict) else value
-    return merged
+    below, over = (layers.spelled_out(Experiment, each) for each in (base, update))
+    return layers.merge(Experiment, below, over)  # type: ignore[no-any-return]
 
 
-def override(mapping: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """`mapping` with the field at the dotted path `key` set."""
-    *parents, last = key.split(".")
-    update: dict[str, Any] = {last: value}
-    for parent in reversed(parents):
-        update = {parent: update}
-    return merge(mapping, update)
+def setting(key: str, value: Any) -> dict[str, Any]:
+    """The mapping that sets the field at the dotted path `key`."""
+    return layers.at(Experiment, tuple(key.split(".")), value)  # type: ignore[no-any-return]
+
+
+def combine(parts: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """The one layer that parts are of, in whatever order; each part has its name in messages, and fields.
+
+    Raises:
+        BadInput: two of them set one field.
+    """
+    return layers.combine(Experiment, parts)
 
 
 SEVERAL = ("arm", "condition")
 """Axes that are no field: their values are mappings of any fields but the seed. Arms are compared, under conditions."""
 
 
-def vary(mapping: dict[str, Any], axis: str, value: Any, origin: str) -> dict[str, Any]:
-    """`mapping` at a value of an axis: the field that `axis` names set to it, or the fields of one of `SEVERAL`.
+def moved(kind: str, axis: str, label: Any, value: Any) -> tuple[str, dict[str, Any]]:
+    """What a value of an axis sets, as a part of a layer: its name in messages, and the fields.
 
-    Errors name `origin`.
+    An axis is a field, or one of `SEVERAL`, whose values are fields.
+
+    Args:
+        kind: what the axis is one of, as YAML has it, such as `axes`.
+        axis: its name.
+        label: the value's name; the value itself, where it has no other.
+        value: the value.
 
     Raises:
         BadInput: one of `SEVERAL` whose value is no mapping, or moves the seed, by which arms are paired.
     """
-    if axis not in SEVERAL:
-        return override(mapping, axis, value)
-    if not isinstance(value, dict):
-        raise BadInput(
-            f"{origin}: axes.{axis}: {value!r} is not allowed: should be names, and a mapping of fields for each"
-        )
-    if "seed" in value:
-        raise BadInput(
-            f"{origin}: axes.{axis}: seed: {value['seed']!r} is not allowed: arms are paired by the axis seed"
-        )
-    return merge(mapping, value)
+    name = f"{kind}.{axis}"
+    if axis in SEVERAL and not isinstance(value, dict):
+        raise BadInput(f"{name}: {value!r} is not allowed: should be names, and a mapping of fields for each")
+    if axis in SEVERAL and "seed" in value:
+        raise BadInput(f"{name}: seed: {value['seed']!r} is not allowed: arms are paired by the axis seed")
+    return name if label is value else f"{name}.{label}", value if axis in SEVERAL else setting(axis, value)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -289,7 +206,16 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key or not all(part.isidentifier() for part in key.split(".")):
         raise BadInput(f"'{text}' is not an override: should be key.sub=value, as in train.lr=1e-3")
-    return key, parse_yaml(value, f"override '{text}'")
+    return key, parse_value(value, f"override '{text}'")
+
+
+def overridden(mapping: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """An experiment's fields with overrides.
+
+    Raises:
+        BadInput: one is no override, or two set one field.
+    """
+    return merge(mapping, combine((f"'{text}'", setting(*parse_override(text))) for text in overrides))
 
 
 Find = Callable[[str], Experiment]
@@ -302,10 +228,7 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = (), find: Find 
     Raises:
         BadInput: anything that is not allowed, in one line.
     """
-    mapping = read_yaml(path)
-    for text in overrides:
-        mapping = override(mapping, *parse_override(text))
-    return experiment_from(mapping, str(path), find)
+    return experiment_from(overridden(read_yaml(path), overrides), str(path), find)
 
 
 def experiment_from(mapping: dict[str, Any], origin: str, find: Find | None = None) -> Experiment:
@@ -358,4 +281,4 @@ def begun_from(source: Experiment, mapping: dict[str, Any]) -> Model:
 
 def dump_yaml(experiment: Experiment) -> str:
     """The experiment as YAML that `load_experiment` reads back to the same identity."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, width=120)
+    return yaml_text(experiment.model_dump(mode="json"))

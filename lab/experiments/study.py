@@ -9,21 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, model_validator
 
 from lab.config import Config, did_you_mean, validated
 from lab.errors import BadInput
-from lab.experiments.experiment import (
-    Experiment,
-    experiment_from,
-    load_experiment,
-    merge,
-    override,
-    read_recipe,
-    read_yaml,
-    vary,
-)
+from lab.experiments import layers
+from lab.experiments.documents import read_recipe, read_yaml, yaml_text
+from lab.experiments.experiment import Experiment, combine, experiment_from, load_experiment, merge, moved
 from lab.experiments.sweep import STORE
 
 Point = dict[str, Any]
@@ -62,7 +54,7 @@ class Dimension(Config):
             raise ValueError("choices should be a list or a mapping, of one choice at least")
         if any(isinstance(label, list | dict) for label in self.labels):
             raise ValueError("choices that are lists or mappings need names: {name: choice, …}")
-        if len(set(map(repr, self.labels))) < len(self.labels):
+        if len({(isinstance(label, bool), label) for label in self.labels}) < len(self.labels):
             raise ValueError("choices should differ")
         return self
 
@@ -152,9 +144,8 @@ class Study:
     path: str
     scale: str
     file: StudyFile
-    recipe: dict[str, Any]
-    baseline: dict[str, Any]
-    """Experiment fields, laid over the recipe's."""
+    base: dict[str, Any]
+    """Experiment fields: the recipe, the study's baseline and the scale's, laid one over another."""
     arms: tuple[Arm, ...]
     space: dict[str, Dimension]
     trials: int
@@ -166,14 +157,22 @@ class Study:
         Raises:
             BadInput: they are no experiments.
         """
-        mapping = merge(self.recipe, self.baseline)
-        for field, value in self._settings(arm, point).items():
-            mapping = vary(mapping, field, value, self.path)
+        mapping = merge(self.base, self.settings(arm, point))
         origin = f"{self.path}, scale {self.scale}"
-        return [experiment_from(override(mapping, "seed", seed), origin) for seed in self.seeds]
+        return [experiment_from({**mapping, "seed": seed}, origin) for seed in self.seeds]
 
-    def _settings(self, arm: Arm, point: Point) -> dict[str, Any]:
-        return {**arm.settings, **{field: self.space[field].value(label) for field, label in point.items()}}
+    def settings(self, arm: Arm, point: Point) -> dict[str, Any]:
+        """What an arm and a point set, which no two of their fields may share."""
+        values = {field: self.space[field].value(label) for field, label in point.items()}
+        try:
+            return combine(
+                itertools.chain(
+                    (moved("arms", field, arm.labels[field], value) for field, value in arm.settings.items()),
+                    (moved("space", field, point[field], value) for field, value in values.items()),
+                )
+            )
+        except BadInput as error:
+            raise BadInput(f"{self.path}: {error}") from None
 
     def corners(self) -> list[Point]:
         """The ends of every range with every choice there is beside them; some thousand of them, where there are more.
@@ -218,10 +217,12 @@ class Study:
         """The command that repeats a trial's first run on its own: the recipe and what the trial sets in it."""
         experiment = self.experiments(arm, point)[0]
         if self.file.recipe:
-            update = self.baseline
-            for field, value in self._settings(arm, point).items():
-                update = vary(update, field, value, self.path)
-            overrides = list(_flat(override(update, "seed", self.seeds[0])))
+            baseline = merge(self.file.baseline, self.file.scales[self.scale].baseline)
+            update = {**merge(baseline, self.settings(arm, point)), "seed": self.seeds[0]}
+            overrides = [
+                f"{'.'.join(path)}={yaml_text(value, one_line=True)}"
+                for path, value in layers.leaves(Experiment, update)
+            ]
             with contextlib.suppress(BadInput):  # a key that cannot be written as an override
                 if load_experiment(self.file.recipe, overrides).identity == experiment.identity:
                     return shlex.join(["lab", "train", self.file.recipe, *overrides])
@@ -249,11 +250,12 @@ def load_study(path: str, scale: str) -> Study:
         seeds = tuple(file.seeds if size.seeds is None else size.seeds)
         _check(axes, space, seeds)
         recipe = read_recipe(file.recipe)
+        if "seed" in {**file.baseline, **size.baseline}:
+            raise BadInput("baseline.seed: is not allowed: `seeds` says which there are")
     except BadInput as error:
         raise BadInput(str(error) if str(error).startswith(path) else f"{path}: {error}") from None
-    baseline, trials = merge(file.baseline, size.baseline), size.trials or file.trials
-    arms = tuple(_arms(axes))
-    study = Study(Path(path).stem, path, scale, file, recipe, baseline, arms, space, trials, seeds)
+    arms, base = tuple(_arms(axes)), merge(merge(recipe, file.baseline), size.baseline)
+    study = Study(Path(path).stem, path, scale, file, base, arms, space, size.trials or file.trials, seeds)
     found: dict[str, Arm] = {}
     for arm in arms:
         for place, corner in enumerate(study.corners()):
@@ -261,7 +263,31 @@ def load_study(path: str, scale: str) -> Study:
             twin = found.setdefault(identity, arm) if not place else arm
             if twin is not arm:
                 raise BadInput(f"{path}: arms: {arm.name} and {twin.name} are the same; name each value once")
+    _check_scale(study)
     return study
+
+
+def _check_scale(study: Study) -> None:
+    """Refuse a field of the scale's baseline that the study's own arms and space move everywhere.
+
+    Raises:
+        BadInput: there is such a field.
+    """
+    size = study.file.scales[study.scale]
+    mappings = (
+        merge(
+            study.base,
+            study.settings(
+                Arm(arm.labels, {field: value for field, value in arm.settings.items() if field not in size.arms}),
+                {field: label for field, label in corner.items() if field not in size.space},
+            ),
+        )
+        for arm in study.arms
+        for corner in study.corners()
+    )
+    for field, value in layers.lost(Experiment, size.baseline, mappings):
+        moved_by = "`arms` or `space` moves it in every run; name it under the scale's, too"
+        raise BadInput(f"{study.path}: scales.{study.scale}.baseline.{field}: {value!r} is not allowed: {moved_by}")
 
 
 def _check(axes: dict[str, Any], space: dict[str, Dimension], seeds: tuple[int, ...]) -> None:
@@ -275,16 +301,9 @@ def _check(axes: dict[str, Any], space: dict[str, Dimension], seeds: tuple[int, 
             raise BadInput(f"arms.{field}: should be a list or a mapping, of one value at least")
         if isinstance(values, list) and any(isinstance(each, list | dict) for each in values):
             raise BadInput(f"arms.{field}: values that are lists or mappings need names: {{name: value, …}}")
-    before: list[tuple[str, str]] = []  # the parts' names and fields, in the order in which they are set
-    for part, field in itertools.chain((("arms", each) for each in axes), (("space", each) for each in space)):
-        if field == "seed":
+    for part, fields in (("arms", axes), ("space", space)):
+        if "seed" in fields:
             raise BadInput(f"{part}.seed: is not allowed: `seeds` says which there are")
-        for other, earlier in before:
-            if field == earlier:
-                raise BadInput(f"{part}.{field}: is not allowed: {other} has it already")
-            if earlier.startswith(f"{field}."):
-                raise BadInput(f"{part}.{field}: is not allowed after {other}.{earlier}, which it would undo")
-        before.append((part, field))
     for place, (field, dimension) in enumerate(space.items()):
         earlier_choices = {name: each for name, each in itertools.islice(space.items(), place) if each.choices}
         for name, labels in dimension.when.items():
@@ -312,13 +331,3 @@ def _several(labels: Any) -> list[Any]:
 
 def _plain(label: Any) -> str:
     return f"{label:.4g}" if isinstance(label, float) else str(label).lower() if isinstance(label, bool) else str(label)
-
-
-def _flat(mapping: dict[str, Any], place: str = "") -> Iterator[str]:
-    """A mapping as overrides, a field each; what is named first, since naming it anew drops the rest."""
-    for key, value in sorted(mapping.items(), key=lambda item: item[0] != "name"):
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{place}{key}.")
-        else:
-            text = yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()
-            yield f"{place}{key}={text}"

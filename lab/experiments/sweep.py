@@ -1,7 +1,7 @@
 """Sweeps: a baseline, axes that vary, scales that fit them to a machine, and sources, runs that others begin from."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -10,7 +10,9 @@ from pydantic import AfterValidator, Field, model_validator
 
 from lab.config import Config, did_you_mean, validated
 from lab.errors import BadInput, Failure
-from lab.experiments.experiment import SEVERAL, Experiment, experiment_from, merge, read_recipe, read_yaml, vary
+from lab.experiments import layers
+from lab.experiments.documents import read_recipe, read_yaml
+from lab.experiments.experiment import SEVERAL, Experiment, combine, experiment_from, merge, moved
 from lab.experiments.store import Result, RunDirectory, kept_results
 
 
@@ -98,7 +100,7 @@ class Scale(Config):
     baseline: dict[str, Any] = {}
     """Experiment fields, as in a recipe."""
     primary: Primary | None = None
-    """The primary endpoint; the sweep's when null."""
+    """The primary endpoint: its fields, laid over the sweep's."""
     axes: dict[str, Values] = {}
     """Values by field; an axis named here replaces the sweep's."""
     sources: dict[str, dict[str, Any]] = {}
@@ -173,6 +175,10 @@ class State:
     reason: str | None = None
 
 
+Chosen = dict[str, tuple[Any, Any]]
+"""Of each axis, the name and the value that a cell has."""
+
+
 def load_sweep(path: str, scale: str) -> Sweep:
     """The cells of a sweep file at a scale, and their sources.
 
@@ -191,26 +197,26 @@ def load_sweep(path: str, scale: str) -> Sweep:
                 raise BadInput(f"axes.{axis}: should be a mapping from names to mappings of fields")
             if not values:
                 raise BadInput(f"axes.{axis}: {values} is not allowed: needs at least one value")
-        primary = size.primary or file.primary
+        primary = _primary(file, size)
         if primary is not None:
             primary.check(axes)
         recipe = read_recipe(file.recipe)
+        return _laid_out(path, scale, file, axes, merge(merge(recipe, file.baseline), size.baseline))
     except BadInput as error:
         raise BadInput(str(error) if str(error).startswith(path) else f"{path}: {error}") from None
-    baseline = merge(merge(recipe, file.baseline), size.baseline)
-    named = merge(file.sources, size.sources)
-    origin = f"{path}, scale {scale}"
+
+
+def _laid_out(path: str, scale: str, file: SweepFile, axes: dict[str, Any], baseline: dict[str, Any]) -> Sweep:
+    """The cells of a sweep, each the baseline with what the axes move laid over it."""
+    size, origin = file.scales[scale], f"{path}, scale {scale}"
+    named = {
+        name: merge(file.sources.get(name, {}), fields) for name, fields in {**file.sources, **size.sources}.items()
+    }
     cells: dict[str, Cell] = {}
     sources: dict[str, Cell] = {}
-    named_values = (
-        [*values.items()] if isinstance(values, dict) else zip(values, values, strict=True) for values in axes.values()
-    )
-    for combination in itertools.product(*named_values):
-        chosen = dict(zip(axes, combination, strict=True))
+    for chosen in _combinations(axes):
         point = {axis: name for axis, (name, _) in chosen.items()}
-        mapping = baseline
-        for axis, (_, value) in chosen.items():
-            mapping = vary(mapping, axis, value, path)
+        mapping = merge(baseline, combine(_moves(chosen)))
         if mapping.get("init_from") is not None:
             source = _source(mapping["init_from"], named, baseline, chosen, origin)
             sources[source.experiment.label] = source
@@ -218,31 +224,61 @@ def load_sweep(path: str, scale: str) -> Sweep:
         cell = Cell(experiment_from(mapping, origin, lambda label: sources[label].experiment), point)
         twin = cells.setdefault(cell.experiment.identity, cell)
         if twin is not cell:
-            raise BadInput(f"{path}: axes: {point} and {twin.axes} are the same experiment; name each value once")
+            raise BadInput(f"axes: {point} and {twin.axes} are the same experiment; name each value once")
+    _check_scale(file, scale, axes, baseline, {source.axes["source"] for source in sources.values()})
     others = tuple(source for source in sources.values() if source.experiment.identity not in cells)
+    primary = _primary(file, size)
     return Sweep(Path(path).stem, path, scale, file, tuple(axes), tuple(cells.values()), primary, others)
 
 
-def _source(
-    name: Any,
-    named: dict[str, dict[str, Any]],
-    baseline: dict[str, Any],
-    chosen: dict[str, tuple[Any, Any]],
-    origin: str,
-) -> Cell:
+def _combinations(axes: dict[str, Any]) -> Iterator[Chosen]:
+    """The choices of one value on each axis, the first axis the slowest."""
+    pairs = [each.items() if isinstance(each, dict) else zip(each, each, strict=True) for each in axes.values()]
+    for combination in itertools.product(*pairs):
+        yield dict(zip(axes, combination, strict=True))
+
+
+def _moves(chosen: Chosen) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the values on the axes set, as parts of a layer."""
+    for axis, (name, value) in chosen.items():
+        yield moved("axes", axis, name, value)
+
+
+def _source(name: Any, named: dict[str, dict[str, Any]], baseline: dict[str, Any], chosen: Chosen, origin: str) -> Cell:
     """What the cell begins from for which names and values are `chosen` on the axes."""
     if not isinstance(name, str) or name not in named:
         allowed = f"allowed: {', '.join(named)}" if named else "the sweep has no sources"
-        raise BadInput(f"{origin}: init_from: '{name}' is no source; {allowed}{did_you_mean(name, named)}")
+        raise BadInput(f"init_from: '{name}' is no source; {allowed}{did_you_mean(name, named)}")
     if named[name].get("init_from") is not None:
-        raise BadInput(f"{origin}: sources.{name}.init_from: is not allowed: a source begins with random weights")
-    point = {"source": name}
-    mapping = {**baseline, "init_from": None}
-    for axis, (label, value) in chosen.items():
-        if axis.split(".")[0] in ("seed", "model"):
-            point[axis] = label
-            mapping = vary(mapping, axis, value, origin)
-    return Cell(experiment_from(merge(mapping, named[name]), f"{origin}, source {name}"), point)
+        raise BadInput(f"sources.{name}.init_from: is not allowed: a source begins with random weights")
+    shared = {axis: chosen[axis] for axis in chosen if axis.split(".")[0] in ("seed", "model")}
+    mapping = merge({**baseline, "init_from": None}, combine([*_moves(shared), (f"sources.{name}", named[name])]))
+    point = {"source": name, **{axis: label for axis, (label, _) in shared.items()}}
+    return Cell(experiment_from(mapping, f"{origin}, source {name}"), point)
+
+
+def _check_scale(file: SweepFile, scale: str, axes: dict[str, Any], baseline: dict[str, Any], begun: set[str]) -> None:
+    """Refuse what a scale says and no cell has; `begun` are the names of the sources that cells begin from.
+
+    Raises:
+        BadInput: a source that no cell begins from, or a baseline's field that the sweep's own axes move everywhere.
+    """
+    size = file.scales[scale]
+    for name in {**size.sources, **({} if size.axes else file.sources)}:
+        if name not in begun:
+            raise BadInput(f"sources.{name}: is not allowed: no run begins from it{did_you_mean(name, begun)}")
+    inherited = {axis: values for axis, values in axes.items() if axis not in size.axes}
+    mappings = (merge(baseline, combine(_moves(chosen))) for chosen in _combinations(inherited))
+    for field, value in layers.lost(Experiment, size.baseline, mappings):
+        axis = "the axes under `axes` move it in every run; name them under the scale's `axes`, too"
+        raise BadInput(f"scales.{scale}.baseline.{field}: {value!r} is not allowed: {axis}")
+
+
+def _primary(file: SweepFile, size: Scale) -> Primary | None:
+    """The primary endpoint at a scale."""
+    if file.primary is None or size.primary is None:
+        return size.primary or file.primary
+    return validated(Primary, {**file.primary.model_dump(), **size.primary.model_dump(exclude_unset=True)})
 
 
 def states(sweep: Sweep, store: Path) -> list[State]:

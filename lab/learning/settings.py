@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from lab.config import Config, Neutral
+from lab.config import Config, InPlaceOf, Neutral
 
 
 class Train(Config):
@@ -12,9 +12,9 @@ class Train(Config):
 
     steps: int = Field(default=2000, ge=1, le=10**9)
     """Optimiser steps (paper: 100,000)."""
-    flops: Annotated[float | None, Neutral(None), Field(gt=0, le=1e27)] = None
-    """Training FLOPs in all, to compare objectives that cost unlike much a token: where given, `steps` is what they
-    last for."""
+    flops: Annotated[float | None, Neutral(None), InPlaceOf("steps"), Field(gt=0, le=1e27)] = None
+    """Training FLOPs in all, to compare objectives that cost unlike much a token; in place of `steps`, which are then
+    what they last for."""
     batch_tokens: int = Field(default=4096, ge=1, le=2**30)
     """Tokens a step, on average, padding not counted (paper: 262,144)."""
     context: int = Field(default=128, ge=2, le=2**20)
@@ -39,7 +39,7 @@ class Train(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
-        if self.warmup >= self.steps:
+        if self.warmup >= self.steps and self.flops is None:  # whose steps an experiment counts
             raise ValueError(f"warmup {self.warmup} must be below steps {self.steps}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {list(self.betas)} must be at least 0 and below 1")
