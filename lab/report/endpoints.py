@@ -69,10 +69,9 @@ def scored(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> pd.DataFram
         scores = endpoint(tidy(results), primary, task)
         times = _times_to_level(results, primary, task, scores)
         if times is None and primary.measure == "tokens_to_level":
-            raise BadInput(
-                "primary.measure: 'tokens_to_level' is not allowed: not every run has a learning curve of "
-                f"{task.choice} where {primary.where or 'all'}"
-            )
+            slices = ", ".join(f"{name} {value}" for name, value in primary.where.items()) or "all examples"
+            said = f"not every run has a learning curve of {task.choice} on {slices}"
+            raise BadInput(f"primary.measure: 'tokens_to_level' is not allowed: {said}")
     except BadInput as error:
         raise BadInput(f"{sweep.path}, scale {sweep.scale}: {error}") from None
 
