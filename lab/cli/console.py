@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lab.cli.streams import spelt
+from lab.files import located
 from lab.learning.progress import STOPPING
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Place(click.Path):
     """A path that can be written to, if need be after making the folders above it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = Path(str(super().convert(value, param, ctx)))
+        path = Path(str(super().convert(located(value), param, ctx)))
         above = next((each for each in path.parents if each.exists()), path.parent)
         if above.exists() and not above.is_dir():
             self.fail(f"'{path}' is not allowed: '{above}' is no folder", param, ctx)

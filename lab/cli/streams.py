@@ -93,7 +93,7 @@ def lenient() -> Iterator[None]:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest number that is free: this one
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
     before = sys.stdout, sys.stderr
     errors = [stream.errors for stream in before]
     sys.stdout = cast(TextIO, _Lenient(before[0], "standard output", needed=True))

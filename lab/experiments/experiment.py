@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lab.config import Config, Neutral, canonical, did_you_mean, validated
 from lab.errors import BadInput
+from lab.files import located
 from lab.home import home
 from lab.learning.settings import Evaluation, Train
 from lab.models.sizes import Model
@@ -193,7 +194,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         BadInput: no such file, not readable, not YAML, or not a mapping.
     """
-    given = Path(path)
+    given = located(path)
     try:
         found = next((each for each in (given, home() / given) if each.is_file()), None)
         if found is None:

@@ -42,7 +42,7 @@ def folder(key: str, build: Callable[[Path], None]) -> Path:
         return place
     try:
         root().mkdir(parents=True, exist_ok=True)
-        with place.with_suffix(".lock").open("w") as lock:
+        with place.with_suffix(".lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_whole(place):
                 fresh = place.with_suffix(".new")
