@@ -203,7 +203,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             allowed = f"; there are: {', '.join(known)}" if known else ""
             wrong = "a folder, not a file" if given.is_dir() else "no such file"
             raise BadInput(f"{path}: {wrong}{allowed}{did_you_mean(str(path), known)}")
-        text = found.read_text("utf-8")
+        text = found.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not readable as text: {error}") from None
     content = parse_yaml(text, str(path))
