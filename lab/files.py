@@ -7,6 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def located(path: str | Path) -> Path:
+    """The path that a user gave: where nothing is there, a leading `~` is the home folder, as in a shell."""
+    return Path(path if os.path.exists(path) else os.path.expanduser(path))
+
+
 def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)

@@ -14,6 +14,7 @@ from lab.experiments.experiment import Experiment
 from lab.experiments.inheritance import final_weights, read_weights
 from lab.experiments.store import RunDirectory, find_run, read_json_lines
 from lab.experiments.sweep import load_sweep
+from lab.files import located
 from lab.objectives import LanguageModel, build_model
 from lab.objectives.weights import Balanced
 from lab.tasks.base import Examples, Task
@@ -115,7 +116,7 @@ def opened(name: str, scale: str, store: Path) -> list[Trained]:
         BadInput: there is no such run or sweep, or the run is not finished.
         Missing: a run of the sweep has no weights in the store; names the command that makes them.
     """
-    if not name.endswith((".yaml", ".yml")):
+    if Path(name).suffix.lower() not in (".yaml", ".yml") and not located(name).is_file():
         run = find_run(name, store, "RUN")
         final_weights(run, "RUN")
         return [Trained(run)]
@@ -125,7 +126,7 @@ def opened(name: str, scale: str, store: Path) -> list[Trained]:
     if missing:
         raise Missing(
             f"{name}, scale {scale}: {len(missing)} of {len(runs)} runs have no weights in {store} (results/ holds "
-            f"none); make them with: {sweep.command(store)} --weights"
+            f"none); make them with: {sweep.command(store, options=['--weights'])}"
         )
     return runs
 

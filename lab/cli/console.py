@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lab.cli.streams import spelt
+from lab.files import located
 from lab.learning.progress import STOPPING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as Bars
     from rich.table import Table
+    from rich.text import Text
 
     from lab.learning.progress import Progress
 
@@ -46,7 +50,7 @@ class Place(click.Path):
     """A path that can be written to, if need be after making the folders above it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = Path(str(super().convert(value, param, ctx)))
+        path = Path(str(super().convert(located(value), param, ctx)))
         above = next((each for each in path.parents if each.exists()), path.parent)
         if above.exists() and not above.is_dir():
             self.fail(f"'{path}' is not allowed: '{above}' is no folder", param, ctx)
@@ -119,10 +123,22 @@ def stopping() -> Iterator[Callable[[], bool]]:
             signal.signal(number, signal.SIG_IGN if heard else handler)
 
 
+def rich_console(**options: Any) -> "Console":
+    """A console whose text is text: names in brackets are no styles, and what the encoding lacks is spelt before it is
+    laid out.
+    """
+    from rich.console import Console
+
+    class Spelt(Console):
+        def render_str(self, text: str, **how: Any) -> "Text":
+            return super().render_str(spelt(text, self.encoding), **how)
+
+    return Spelt(markup=False, emoji=False, **options)
+
+
 @contextmanager
 def bars() -> Iterator["Bars"]:
     """Progress bars on standard error, with rate, losses by head and time left."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
@@ -131,7 +147,7 @@ def bars() -> Iterator["Bars"]:
         MofNCompleteColumn(),
         TextColumn("{task.fields[about]}", markup=False),
     )
-    console = Console(stderr=True)
+    console = rich_console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
         yield shown
 
@@ -174,10 +190,9 @@ def about(progress: "Progress") -> str:
 
 def print_table(table: "Table") -> None:
     """A table for people: rather lines that the terminal wraps than numbers without their digits."""
-    from rich.console import Console
     from rich.measure import Measurement
 
-    console = Console()
+    console = rich_console()
     widest = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     console.width = max(console.width, widest)
     console.print(table)

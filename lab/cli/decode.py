@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lab.cli.console import as_json, counting, print_json, print_table, say, store_option
+from lab.cli.console import as_json, counting, print_json, print_table, rich_console, say, store_option
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -152,10 +152,9 @@ def _continuations(
 
 def _print_continuations(task: "Task", prompts: "Prompts", steps: list[list["Step"]]) -> None:
     """Some continuations: drafts accepted and rejected, and head 1's own tokens."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = rich_console(width=None if sys.stdout.isatty() else 120)
     legend = Text("drafts that head 1 accepted: ")
     for kind, words in (("accepted", "so"), ("rejected", "so"), ("own", "plain")):
         legend.append_text(_marked(kind, words, console.is_terminal))

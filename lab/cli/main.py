@@ -8,6 +8,7 @@ import click
 from lab import __version__
 from lab.cli import analyze, bench, cost, data, decode, figures, models, report, study, sweep, train
 from lab.cli.console import LogLines, fail, say
+from lab.cli.streams import lenient
 from lab.errors import BadInput, Failure
 
 
@@ -34,8 +35,13 @@ def main() -> None:
     """Run the command line; every error is one line, without a traceback."""
     logging.getLogger("lab").addHandler(LogLines())
     logging.getLogger("lab").setLevel(logging.INFO)
+    with lenient():
+        _run()
+
+
+def _run() -> None:
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="lab", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         say(error.ctx.get_help() if error.ctx else "")
         sys.exit(2)

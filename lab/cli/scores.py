@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from rich import box
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
+from lab.cli.console import print_table
 from lab.report.page import percent
 
 
@@ -17,7 +16,6 @@ def print_scores(tables: list[dict[str, Any]], caption: str) -> None:
     In percent: the mean over seeds ± half of its 95 % interval; then differences, paired by seed. Where a
     value rests on fewer seeds than its line, their number stands in brackets. Dim lines are the task's levels.
     """
-    out = Console()
     for table in tables:
         if table["seen"] == "seen":
             continue  # what was trained on says little; it is in the JSON
@@ -43,9 +41,7 @@ def print_scores(tables: list[dict[str, Any]], caption: str) -> None:
             blanks = [label, *[""] * len(arms)] if arms else [label]
             cells = (f"{100 * levels[value]['mean']:.1f}" if value in levels else "" for value in values)
             shown.add_row(*blanks, *cells, style="dim")
-        # Rather lines that the terminal wraps than numbers without their digits.
-        out.width = max(out.width, Measurement.get(out, out.options.update(max_width=10_000), shown).maximum)
-        out.print(shown)
+        print_table(shown)
 
 
 def _add_arms(

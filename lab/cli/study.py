@@ -115,7 +115,8 @@ def run(
     if left and lost:
         raise Failure(f"{lost}; the same command goes on")
     if not left and counts["failed"] == total:
-        raise Failure(f"every trial failed; see lab study show {path} --scale {scale}, run again with --retry")
+        see, again = (loaded.command(store, storage, *how) for how in (("show",), ("run", ["--retry"])))
+        raise Failure(f"every trial failed; see: {see}; run again with: {again}")
 
 
 @study.command()

@@ -106,13 +106,13 @@ def run(
         counts = {state: ends[state] for state in ("done", "failed", "stopped", "busy", "waiting")}
         print_json({"sweep": path, "scale": scale, "runs": len(found), **counts})
     left = len(found) - ends["done"]
-    options = [*(["--weights"] if weights else []), *(f"--only {identity}" for identity in only)]
-    again = " ".join([loaded.command(store), *options, *(["--retry"] if left == ends["failed"] else [])])
+    options = [*(["--weights"] if weights else []), *(word for identity in only for word in ("--only", identity))]
+    again = loaded.command(store, options=[*options, *(["--retry"] if left == ends["failed"] else [])])
     say(f"{ends['done']} of {len(found)} runs done" + (f"; go on with: {again}" if left else ""))
     if not left and not only and not as_json:
         click.get_current_context().invoke(show, path=path, scale=scale, store=store)
     if ends["failed"]:
-        raise Failure(f"failed: {ends['failed']} of {len(found)} runs; see lab sweep status {path} --scale {scale}")
+        raise Failure(f"failed: {ends['failed']} of {len(found)} runs; see: {loaded.command(store, 'status')}")
 
 
 @sweep.command()
@@ -171,7 +171,7 @@ def show(path: str, scale: str, split: str, checkpoint: str, table: Path | None,
     finished = [(cell, state.result) for cell, state in found if state.result is not None]
     if not finished:
         failed = sum(state.name == "failed" for _, state in found)
-        which = f"none of {len(found)} runs is finished, {failed} failed; see lab sweep status {path} --scale {scale}"
+        which = f"none of {len(found)} runs is finished, {failed} failed; see: {loaded.command(store, 'status')}"
         begin = f"no run is finished yet; begin with: {loaded.command(store)}"
         raise Failure(f"{path}, scale {scale}: {which if failed else begin}")
     frame = tidy(finished)

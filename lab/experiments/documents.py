@@ -16,6 +16,7 @@ from yaml.constructor import ConstructorError, SafeConstructor
 
 from lab.config import did_you_mean
 from lab.errors import BadInput
+from lab.files import located
 from lab.home import home
 
 _TAG = "tag:yaml.org,2002:"
@@ -152,7 +153,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         BadInput: no such file, not readable, not YAML, or not a mapping.
     """
-    given = Path(path)
+    given = located(path)
     try:
         found = next((each for each in (given, home() / given) if each.is_file()), None)
         if found is None:
@@ -161,7 +162,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             allowed = f"; there are: {', '.join(known)}" if known else ""
             wrong = "a folder, not a file" if given.is_dir() else "no such file"
             raise BadInput(f"{path}: {wrong}{allowed}{did_you_mean(str(path), known)}")
-        text = found.read_text("utf-8")
+        text = found.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not readable as text: {error}") from None
     content = parse_yaml(text, str(path))

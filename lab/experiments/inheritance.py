@@ -13,6 +13,7 @@ from lab.experiments.experiment import Experiment
 from lab.experiments.store import RunDirectory, find_run
 from lab.learning.data import examples_per_step
 from lab.objectives import LanguageModel
+from lab.shell import argument, command
 
 EXAMPLES = 16_384
 """Examples generated at once to see which of them a run met."""
@@ -29,9 +30,8 @@ def final_weights(run: RunDirectory, field: str = "init_from") -> dict[str, torc
     except Failure as error:
         raise BadInput(f"{field}: {error}") from None
     if result is None:
-        raise BadInput(
-            f"{field}: {run.path} is not finished; go on with: lab train {run.config} --store {run.path.parent}"
-        )
+        again = command("train", argument(run.config), "--store", run.path.parent)
+        raise BadInput(f"{field}: {run.path} is not finished; go on with: {again}")
     if not run.final.is_file():
         raise BadInput(f"{field}: {run.final} is gone; remove {run.path} to run it again")
     return read_weights(run, run.final, field)

@@ -19,7 +19,7 @@ from typing import Any
 
 from lab.errors import BadInput, Failure, one_line
 from lab.experiments.experiment import Experiment, dump_yaml, load_experiment
-from lab.files import whole
+from lab.files import located, whole
 from lab.home import home
 
 Result = dict[str, Any]
@@ -70,7 +70,7 @@ class RunDirectory:
         fresh = not self.path.exists()
         try:
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / "lock").open("w")
+            lock = (self.path / "lock").open("wb")
         except OSError as error:
             raise Failure(f"{self.path}: cannot be written: {error.strerror}") from None
         with lock:
@@ -102,7 +102,7 @@ class RunDirectory:
         if sys.platform != "linux":
             return False
         try:
-            with (self.path / "lock").open() as lock:
+            with (self.path / "lock").open("rb") as lock:
                 # Asked, not tried: to hold it for an instant would turn others away.
                 asked = struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 0, 0, 0)  # struct flock
                 kind, *_ = struct.unpack("hhqqi4x", fcntl.fcntl(lock, fcntl.F_GETLK, asked))
@@ -117,7 +117,7 @@ class RunDirectory:
             Failure: the file is there and is not this experiment's result.
         """
         try:
-            result = json.loads(self.result.read_text())
+            result = json.loads(self.result.read_text(encoding="utf-8"))
             if _is_result(result) and result["identity"] == self.experiment.identity:
                 return result  # type: ignore[no-any-return]
         except (FileNotFoundError, NotADirectoryError):
@@ -129,7 +129,7 @@ class RunDirectory:
     def read_failure(self) -> str | None:
         """Why the run failed when it was last tried; None when it did not."""
         try:
-            return str(json.loads(self.failure.read_text())["reason"])
+            return str(json.loads(self.failure.read_text(encoding="utf-8"))["reason"])
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, TypeError, KeyError):
@@ -138,7 +138,7 @@ class RunDirectory:
     def last_step(self) -> int:
         """The step of the newest row of metrics.jsonl; 0 when there is none."""
         try:
-            lines = self.metrics.read_text().splitlines()
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()
             return int(json.loads(lines[-1])["step"])
         except (OSError, IndexError, ValueError, TypeError, KeyError):
             return 0
@@ -150,9 +150,10 @@ def find_run(name: str, store: Path, field: str = "init_from") -> RunDirectory:
     Raises:
         BadInput: there is no such run; names `field`, which has that value.
     """
-    identity = Path(name).name[-16:]
+    given = located(name)
+    identity = given.name[-16:]
     inside = store.glob(f"*-{identity}") if re.fullmatch("[0-9a-f]{16}", identity) else ()
-    for path in (Path(name), *inside):
+    for path in (given, *inside):
         if (path / "config.yaml").is_file():
             run = RunDirectory(path.parent, load_experiment(path / "config.yaml"))
             if run.experiment.identity == identity:
@@ -162,13 +163,13 @@ def find_run(name: str, store: Path, field: str = "init_from") -> RunDirectory:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     with whole(path) as fresh:
-        fresh.write_text(text)
+        fresh.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:

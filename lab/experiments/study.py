@@ -3,8 +3,7 @@
 import contextlib
 import itertools
 import math
-import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +16,7 @@ from lab.experiments import layers
 from lab.experiments.documents import read_recipe, read_yaml, yaml_text
 from lab.experiments.experiment import Experiment, combine, experiment_from, load_experiment, merge, moved
 from lab.experiments.sweep import STORE
+from lab.shell import argument, command
 
 Point = dict[str, Any]
 """A value for each field that is searched: a number within its range, or a choice's name (of a list, the choice)."""
@@ -208,14 +208,18 @@ class Study:
             "seeds": list(self.seeds),
         }
 
-    def command(self, store: Path, storage: str | None = None) -> str:
-        """The command that carries out what is missing; `storage` as `lab study run` takes it."""
-        where = f" --store {store}" if store != STORE else ""
-        return f"lab study run {self.path} --scale {self.scale}{where}" + (f" --storage {storage}" if storage else "")
+    def command(self, store: Path, storage: str | None = None, action: str = "run", options: Iterable[str] = ()) -> str:
+        """A command on the study, as it runs in a shell: by default the one that carries out what is missing.
+
+        `storage` is as `lab study run` takes it.
+        """
+        where = [*([] if store == STORE else ["--store", store]), *(["--storage", storage] if storage else [])]
+        return command("study", action, argument(self.path), "--scale", self.scale, *where, *options)
 
     def repeat(self, arm: Arm, point: Point, store: Path) -> str:
         """The command that repeats a trial's first run on its own: the recipe and what the trial sets in it."""
         experiment = self.experiments(arm, point)[0]
+        where = [] if store == STORE else ["--store", store]
         if self.file.recipe:
             baseline = merge(self.file.baseline, self.file.scales[self.scale].baseline)
             update = {**merge(baseline, self.settings(arm, point)), "seed": self.seeds[0]}
@@ -225,8 +229,8 @@ class Study:
             ]
             with contextlib.suppress(BadInput):  # a key that cannot be written as an override
                 if load_experiment(self.file.recipe, overrides).identity == experiment.identity:
-                    return shlex.join(["lab", "train", self.file.recipe, *overrides])
-        return shlex.join(["lab", "train", str(store / experiment.label / "config.yaml")])
+                    return command("train", argument(self.file.recipe), *overrides, *where)
+        return command("train", argument(store / experiment.label / "config.yaml"), *where)
 
 
 def words(point: Point) -> str:

@@ -14,6 +14,7 @@ from lab.experiments import layers
 from lab.experiments.documents import read_recipe, read_yaml
 from lab.experiments.experiment import SEVERAL, Experiment, combine, experiment_from, merge, moved
 from lab.experiments.store import Result, RunDirectory, kept_results
+from lab.shell import argument, command
 
 
 def _several(values: Any) -> Any:
@@ -158,9 +159,10 @@ class Sweep:
     sources: tuple[Cell, ...] = ()
     """What cells begin from: runs of the sweep, but no part of its question."""
 
-    def command(self, store: Path) -> str:
-        """The command that fills missing cells."""
-        return f"lab sweep run {self.path} --scale {self.scale}" + (f" --store {store}" if store != STORE else "")
+    def command(self, store: Path, action: str = "run", options: Iterable[str] = ()) -> str:
+        """A command on the sweep, as it runs in a shell: by default the one that fills missing cells."""
+        where = [] if store == STORE else ["--store", store]
+        return command("sweep", action, argument(self.path), "--scale", self.scale, *where, *options)
 
 
 @dataclass(frozen=True)

@@ -39,19 +39,19 @@ class JsonLines(Logger):
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(errors="replace").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
             except (ValueError, TypeError, KeyError):
                 break
         with whole(self.path) as fresh:
-            fresh.write_text("".join(kept))
+            fresh.write_text("".join(kept), encoding="utf-8")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append a row; numbers that are not finite are null."""
         row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **row}) + "\n")
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:

@@ -11,6 +11,7 @@ study states it in `STUDY`, and draws in `draw(study, rows) -> Figure`; `lab.rep
 
 import importlib.util
 import json
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -93,10 +94,12 @@ def measured(table: str, scale: str, command: str) -> dict[str, Any]:
     """
     path = home() / "results" / f"{table}.{scale}.json"
     try:
-        return json.loads(path.read_text().splitlines()[-1])  # type: ignore[no-any-return]
+        return json.loads(path.read_text(encoding="utf-8").splitlines()[-1])  # type: ignore[no-any-return]
     except (OSError, ValueError, IndexError):
-        where = f"results/{path.name}"
-        raise Missing(f"{where} is missing or no table; fill it with: {command} --json > {where}") from None
+        of_scale = f" --scale {shlex.quote(scale)}" if ".yaml" in command else ""
+        where = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        fill = f"{command}{of_scale} --json > {shlex.quote(str(where))}"
+        raise Missing(f"results/{path.name} is missing or no table; fill it with: {fill}") from None
 
 
 def complete(sweep: Sweep, store: Path) -> list[tuple[Cell, Result]]:

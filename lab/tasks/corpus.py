@@ -1,38 +1,83 @@
-"""Stories out of .txt and .parquet files, one after another, in bounded memory."""
+"""Stories out of .txt, .jsonl and .parquet files, one after another, in bounded memory."""
 
+import codecs
 import glob
 import hashlib
+import io
+import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
+from lab.config import did_you_mean
 from lab.errors import BadInput
 from lab.tasks import shards
+from lab.tasks.letters import canonical_text
 
-ENDINGS = (".txt", ".parquet")
+ENDINGS = (".txt", ".parquet", ".jsonl")
+Layout = Literal["own_line", "line_end", "blank_line", "every_line"]
 _BLOCK = 1 << 24
 """Bytes of text that are read at once."""
 _LONGEST = 1 << 26
-"""Bytes of the longest story."""
+"""Characters of the longest story."""
 _ROWS = 4096
 """Rows of a parquet file that are read at once."""
 _SMALL = 1 << 20
 """Bytes of a file that is hashed whenever it is asked for."""
+_HEAD = 1 << 10
+"""Bytes at a file's beginning that tell of what kind it is."""
+
+_KINDS: tuple[tuple[bytes, str], ...] = (
+    (rb"version https://git-lfs\.github\.com/", "a Git LFS pointer in place of the file; `git lfs pull` fetches that"),
+    (
+        rb"(\.\./)*\.git/annex/|/annex/objects/",
+        "a git-annex pointer in place of the file; `git annex get` fetches that",
+    ),
+    (rb"\s*<(!doctype\s+html|html|head|body)\b", "an HTML page, perhaps of a download that failed"),
+    (rb"\s*<(\?xml|error)\b", "an XML document, perhaps of a download that failed"),
+    (rb"\x1f\x8b", "compressed by gzip; unpack it"),
+    (rb"BZh[1-9]", "compressed by bzip2; unpack it"),
+    (rb"\xfd7zXZ", "compressed by xz; unpack it"),
+    (rb"\x28\xb5\x2f\xfd", "compressed by zstd; unpack it"),
+    (rb"PK(\x03\x04|\x05\x06)", "a zip archive; unpack it"),
+    (rb"[\s\S]{257}ustar", "a tar archive; unpack it"),
+    (rb"ARROW1|\xff\xff\xff\xff[\s\S]{2}\0\0", "an Arrow file; write it as parquet"),
+    (rb"%PDF-", "a PDF document; take its text"),
+    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32; `iconv -f UTF-32 -t UTF-8` makes it UTF-8"),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16; `iconv -f UTF-16 -t UTF-8` makes it UTF-8"),
+)
+"""Beginnings of files that hold no stories as they are, and what such files are."""
+_PARQUET, _JSON = re.compile(rb"PAR1"), re.compile(rb'(\xef\xbb\xbf)?\s*\{\s*"[^"\n]*"\s*:')
+_BLANKS = r"(?:[^\S\n]|[\u200b\u2060\ufeff])*"
+"""White space, seen or not, within a line."""
+_STANDS: dict[Layout, str] = {
+    "own_line": "on a line of its own; the others are line_end, blank_line and every_line",
+    "line_end": "at the end of a line",
+    "blank_line": "nowhere",
+    "every_line": "nowhere",
+}
+"""Where a separator stands that parts stories."""
 
 
 def matched(patterns: Sequence[str]) -> list[Path]:
     """The files that paths and glob patterns name, each once, those of one pattern in order of their names.
 
+    A path of a file that exists is no pattern, whatever its characters. A leading `~` is the home folder.
+
     Raises:
-        ValueError: a pattern matches nothing, or a file that is neither text nor parquet.
+        ValueError: a pattern matches nothing, or a file that is neither text nor JSON lines nor parquet.
     """
     files: dict[Path, None] = {}
     for pattern in patterns:
-        found = [Path(each) for each in sorted(glob.glob(pattern, recursive=True))]
+        from_home = os.path.expanduser(pattern)
+        exact = [each for each in (pattern, from_home) if os.path.exists(each)][:1]
+        found = [Path(each) for each in exact or sorted(glob.glob(from_home, recursive=True))]
         if not found:
             raise ValueError(f"no file matches '{pattern}' in {Path.cwd()}")
         for file in found:
-            if file.suffix not in ENDINGS:
+            if file.suffix.lower() not in ENDINGS or file.is_dir():
                 raise ValueError(f"'{file}' should be a file that ends in {' or '.join(ENDINGS)}")
         files |= dict.fromkeys(found)
     return list(files)
@@ -44,13 +89,15 @@ def fingerprint(files: Sequence[Path]) -> str:
     Large files are not read again while their path, size and time of change are the same.
 
     Raises:
-        BadInput: a file cannot be read.
+        BadInput: a file cannot be read, or is of another kind than its name says.
     """
     return hashlib.sha256("".join(f"{_digest(file)}\n" for file in files).encode()).hexdigest()
 
 
 def _digest(file: Path) -> str:
     try:
+        with file.open("rb") as stream:
+            _check_kind(file, stream.read(_HEAD))
         stat = file.stat()
         if stat.st_size <= _SMALL:
             return hashlib.sha256(file.read_bytes()).hexdigest()
@@ -63,31 +110,61 @@ def _digest(file: Path) -> str:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise _refused(file, error.strerror) from None
-        (place / "sha256").write_text(digest)
+        (place / "sha256").write_text(digest, encoding="utf-8")
 
     place = shards.folder(f"sha256 of {file.resolve()}, {stat.st_size} bytes, of {stat.st_mtime_ns} ns", build)
-    return (place / "sha256").read_text()
+    return (place / "sha256").read_text(encoding="utf-8")
 
 
-def stories(files: Sequence[Path], column: str, separator: str) -> Iterator[tuple[str, float]]:
-    """Every story, and the share of all files that is read with it.
-
-    Stories come without white space around them and with "\\n" as the end of a line; empty ones are left out.
-
-    Args:
-        files: .txt in UTF-8, and .parquet.
-        column: of a .parquet file; each row is a story.
-        separator: the line between two stories of a .txt file.
+def _check_kind(file: Path, head: bytes) -> None:
+    """Refuse a file whose beginning says that it is of another kind than its name.
 
     Raises:
-        BadInput: a file cannot be read as that.
+        BadInput: says what it is.
     """
-    sizes = [_size(file) for file in files]
+    for beginning, kind in _KINDS:
+        if re.match(beginning, head, re.IGNORECASE):
+            raise _refused(file, f"it is {kind}")
+    ending = file.suffix.lower()
+    if _PARQUET.match(head) and ending != ".parquet":
+        raise _refused(file, "it is a parquet file; its name should end in .parquet")
+    if _JSON.match(head) and ending != ".jsonl":
+        raise _refused(file, "it holds JSON; of JSON lines the name should end in .jsonl")
+
+
+def stories(
+    files: Sequence[Path], column: str, separator: str, layout: Layout = "own_line"
+) -> Iterator[tuple[str, float]]:
+    """Every story, and the share of all files that is read with it.
+
+    Stories come as `canonical_text`; empty ones are left out.
+
+    Args:
+        files: .txt in UTF-8, .jsonl and .parquet.
+        column: of a .jsonl or .parquet file; each row is a story.
+        separator: between two stories of a .txt file.
+        layout: the way stories are parted in a .txt file.
+
+    Raises:
+        BadInput: a file cannot be read as that, or has the separator where the layout has none.
+    """
+    separator, sizes = separator.strip(), [_size(file) for file in files]
+    whole = re.compile(_whole(separator))
     for file, size, before in zip(files, sizes, (sum(sizes[:k]) for k in range(len(sizes))), strict=True):
-        told = _of_parquet(file, column) if file.suffix == ".parquet" else _of_text(file, size, separator)
+        ending, unit = file.suffix.lower(), "line"
+        if ending == ".parquet":
+            told, unit = _of_parquet(file, column), "row"
+        else:
+            told = _of_json(file, size, column) if ending == ".jsonl" else _of_text(file, size, separator, layout)
         empty = True
-        for text, share in told:
-            story = text.replace("\r\n", "\n").strip()
+        for text, place, share in told:
+            if separator in text and (met := whole.search(text)):
+                below = text.count("\n", 0, met.start()) if ending == ".txt" else 0
+                right = (
+                    f"with layout {layout} it stands {_STANDS[layout]}" if ending == ".txt" else f"a {unit} is a story"
+                )
+                raise _refused(file, f"{unit} {place + below} has the separator '{separator}' beside text; {right}")
+            story = canonical_text(text)
             if story:
                 empty = False
                 yield story, (before + share * size) / sum(sizes)
@@ -109,36 +186,116 @@ def _size(file: Path) -> int:
     return size
 
 
-def _of_text(file: Path, size: int, separator: str) -> Iterator[tuple[str, float]]:
-    between = re.compile(rb"^[ \t]*" + re.escape(separator.encode()) + rb"[ \t\r]*$", re.MULTILINE)
-    rest, offset, more = b"", 0, True  # what is read of stories that have not ended, and where in the file it begins
+def _whole(separator: str) -> str:
+    """The pattern of a separator that is no part of something longer, as END is of FRIEND and *** of *****."""
+    if not separator:
+        return "(?!)"
+    first, last = (r"\w" if re.match(r"\w", each) else re.escape(each) for each in (separator[0], separator[-1]))
+    text = re.escape(separator)  # first, since what begins with plain text is found fast
+    return f"{text}(?<!{first}{text})(?!{last})"
+
+
+def _of_text(file: Path, size: int, separator: str, layout: Layout) -> Iterator[tuple[str, int, float]]:
+    """The text between cuts, the line at which it begins, and the share of the file that is read with it."""
+    cut = re.compile(
+        {
+            "own_line": f"^{_BLANKS}{_whole(separator)}{_BLANKS}$",
+            "line_end": f"{_whole(separator)}{_BLANKS}$",
+            "blank_line": rf"\n(?:{_BLANKS}\n)+",
+            "every_line": r"\n",
+        }[layout],
+        re.MULTILINE,
+    )
+    rest, line = "", 1  # what is read of stories that have not ended, and the line at which it begins
+    for text, read, more in _blocks(file):
+        rest += text
+        begin, lines = 0, rest.rfind("\n") + 1 if more else len(rest)
+        for match in cut.finditer(rest, 0, lines):
+            yield rest[begin : match.start()], line, (read - (len(rest) - match.end())) / size
+            line += rest.count("\n", begin, match.end())
+            begin = match.end()
+        rest = rest[begin:]
+        if len(rest) > _LONGEST:
+            offset = read - len(rest.encode())
+            what = {"own_line": f"line '{separator}'", "line_end": f"line that ends in '{separator}'"}.get(
+                layout, layout
+            )
+            reason = f"no {what} in the {_LONGEST >> 20} MiB from byte {offset} on; see `separator` and `layout`"
+            raise _refused(file, reason)
+    yield rest, line, 1.0
+
+
+def _blocks(file: Path) -> Iterator[tuple[str, int, bool]]:
+    """The text of a UTF-8 file, with "\\n" at the ends of lines, the bytes read so far, and whether there may be more.
+
+    Raises:
+        BadInput: the file cannot be read, or a byte of it is no text.
+    """
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
+    read = 0
     try:
         with file.open("rb") as stream:
-            while more:
+            while True:
                 block = stream.read(_BLOCK)
-                more = bool(block)
-                rest += block
-                start, lines = 0, rest.rfind(b"\n") + 1 if more else len(rest)
-                for match in between.finditer(rest, 0, lines):
-                    yield _decoded(file, rest[start : match.start()], offset + start), (offset + match.end()) / size
-                    start = match.end()
-                rest, offset = rest[start:], offset + start
-                if len(rest) > _LONGEST:
-                    reason = f"no line '{separator}' in the {_LONGEST >> 20} MiB from byte {offset} on; see `separator`"
-                    raise _refused(file, reason)
+                if b"\0" in block:
+                    raise _refused(file, f"byte {read + block.index(0)} is NUL: it is no text, or UTF-16")
+                text = decoder.decode(block, final=not block)
+                read += len(block)
+                yield text, read, bool(block)
+                if not block:
+                    return
+    except UnicodeDecodeError as error:
+        # What the decoder was given is what it had kept and the block; a byte-order mark is taken off.
+        offset = read + len(block) - len(error.object) + error.start
+        known = "; `iconv -f WINDOWS-1252 -t UTF-8` makes it so, if that is what it is"
+        raise _refused(file, f"byte {offset} is not UTF-8{known}") from None
     except OSError as error:
         raise _refused(file, error.strerror) from None
-    yield _decoded(file, rest, offset), 1.0
 
 
-def _decoded(file: Path, text: bytes, offset: int) -> str:
+def _of_json(file: Path, size: int, column: str) -> Iterator[tuple[str, int, float]]:
+    """The text of each line, its number, and the share of the file that is read with it."""
+    read = 0
     try:
-        return text.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise _refused(file, f"byte {offset + error.start} is not UTF-8") from None
+        with file.open("rb") as stream:
+            for line, content in enumerate(iter(lambda: stream.readline(_LONGEST + 1), b""), start=1):
+                read += len(content)
+                if len(content) > _LONGEST:
+                    raise _refused(file, f"line {line} is longer than {_LONGEST >> 20} MiB")
+                if content.strip(b"\xef\xbb\xbf \t\r\n"):
+                    yield _json_text(file, line, content, column), line, read / size
+    except OSError as error:
+        raise _refused(file, error.strerror) from None
 
 
-def _of_parquet(file: Path, column: str) -> Iterator[tuple[str, float]]:
+def _json_text(file: Path, line: int, content: bytes, column: str) -> str:
+    try:
+        row: Any = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise _refused(file, f"line {line} is not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise _refused(file, f"line {line} is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise _refused(file, f"line {line} is not a JSON object")
+    if column not in row:
+        raise _no_column(f"{file}, line {line}", column, [*row])
+    text = "" if row[column] is None else row[column]
+    if not isinstance(text, str):
+        kind = type(text).__name__
+        raise BadInput(f"task.column: '{column}' is not allowed: in {file}, line {line} it holds {kind}, not text")
+    if not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text):
+        raise _refused(file, f"line {line} has half of a character")
+    return text
+
+
+def _no_column(where: str, column: str, known: list[str]) -> BadInput:
+    return BadInput(
+        f"task.column: '{column}' is not allowed: {where} has {', '.join(known)}{did_you_mean(column, known)}"
+    )
+
+
+def _of_parquet(file: Path, column: str) -> Iterator[tuple[str, int, float]]:
+    """The text of each row, its number, and the share of the file that is read with it."""
     import pyarrow
     from pyarrow import parquet, types
 
@@ -146,16 +303,16 @@ def _of_parquet(file: Path, column: str) -> Iterator[tuple[str, float]]:
         with parquet.ParquetFile(file) as table:
             schema, rows = table.schema_arrow, table.metadata.num_rows
             if column not in schema.names:
-                raise BadInput(f"task.column: '{column}' is not allowed: {file} has {', '.join(schema.names)}")
+                raise _no_column(str(file), column, schema.names)
             kind = schema.field(column).type
             coded = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
             if not any(is_text(coded) for is_text in (types.is_string, types.is_large_string, types.is_string_view)):
                 raise BadInput(f"task.column: '{column}' is not allowed: in {file} it holds {kind}, not text")
-            read = 0
+            row = 0
             for batch in table.iter_batches(batch_size=_ROWS, columns=[column]):
-                read += len(batch)
                 for text in batch.column(0).to_pylist():
-                    yield text or "", read / rows
+                    row += 1
+                    yield text or "", row, row / rows
     except (pyarrow.ArrowException, OSError) as error:
         raise _refused(file, f"it cannot be read as parquet: {str(error).partition(chr(10))[0]}") from None
     except UnicodeDecodeError:

@@ -1,6 +1,6 @@
 """Two rules for reading a story: which words are the names of its characters, and where it can be parted.
 
-A name is a capitalised word (at least two letters, not joined to another letter) that occurs twice or more in the
+A name is a capitalised word (at least two letters, not joined to another) that occurs twice or more in the
 story, at least once in mid-sentence (after a word or a comma), whose small-letter form makes up at most 1 % of its
 occurrences in all stories, and that is not in a short list of titles, days, months, feasts and the like (`NOT_NAMES`).
 The eight most frequent names of a story are its characters; of equally frequent ones, those that come first.
@@ -8,6 +8,7 @@ The eight most frequent names of a story are its characters; of equally frequent
 Text is given as numbers of `pieces`, so that both rules are array arithmetic. Piece 0 ends a story.
 """
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.tasks.tokens import CAPITALISED
+from lab.tasks.letters import is_letter, is_lost
+from lab.tasks.tokens import CAPITALISED, CLITIC
 
 CHARACTERS = 8
 """The most characters of a story."""
@@ -44,7 +46,7 @@ class Kinds:
     name: Bools
     """May be a name, as far as the piece and all files tell."""
     begins: Bools
-    """Begins with a letter."""
+    """Begins with a letter, or with what stands for one that was lost."""
     ends: Bools
     """Ends with a letter."""
     inside: Bools
@@ -52,7 +54,7 @@ class Kinds:
     small: Bools
     """A word that begins with a small letter."""
     space: Bools
-    """A space."""
+    """A space, of whatever width."""
     white: Bools
     """A space or other white space."""
     stop: Bools
@@ -76,11 +78,11 @@ def kinds(texts: list[str], counts: I64) -> Kinds:
 
     return Kinds(
         name=where(is_name),
-        begins=where(lambda text: text[:1].isalpha()),
-        ends=where(lambda text: text[-1:].isalpha()),
-        inside=where(lambda text: text[-1:].isalpha() or text == ","),
+        begins=where(lambda text: is_letter(text[:1]) or (is_lost(text[:1]) and not CLITIC.match(text))),
+        ends=where(lambda text: is_letter(text[-1:])),
+        inside=where(lambda text: is_letter(text[-1:]) or text == ","),
         small=where(lambda text: text.lstrip(" ")[:1].islower()),
-        space=where(lambda text: text == " "),
+        space=where(lambda text: len(text) == 1 and unicodedata.category(text) == "Zs"),
         white=where(str.isspace),
         stop=where(lambda text: text in (".", "!", "?", "…")),
         closer=where(lambda text: text in ('"', "'", "”", "’", ")", "]", "»")),

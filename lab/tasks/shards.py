@@ -42,7 +42,7 @@ def folder(key: str, build: Callable[[Path], None]) -> Path:
         return place
     try:
         root().mkdir(parents=True, exist_ok=True)
-        with place.with_suffix(".lock").open("w") as lock:
+        with place.with_suffix(".lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_whole(place):
                 fresh = place.with_suffix(".new")
@@ -52,7 +52,7 @@ def folder(key: str, build: Callable[[Path], None]) -> Path:
                 try:
                     build(fresh)
                     content = {"key": key, "files": {file.name: file.stat().st_size for file in fresh.iterdir()}}
-                    (fresh / _CONTENT).write_text(json.dumps(content))
+                    (fresh / _CONTENT).write_text(json.dumps(content), encoding="utf-8")
                     fresh.rename(place)
                 except BaseException:
                     shutil.rmtree(fresh, ignore_errors=True)
@@ -64,7 +64,7 @@ def folder(key: str, build: Callable[[Path], None]) -> Path:
 
 def _is_whole(place: Path) -> bool:
     try:
-        files = json.loads((place / _CONTENT).read_text())["files"]
+        files = json.loads((place / _CONTENT).read_text(encoding="utf-8"))["files"]
         return all((place / name).stat().st_size == size for name, size in files.items())
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False

@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from lab.config import Config, Location, canonical
+from lab.config import Config, Location, Neutral, canonical
 from lab.errors import BadInput, Failure
 from lab.tasks import corpus
 from lab.tasks.base import SPLITS, Split
@@ -65,15 +65,19 @@ _WORD = 5
 
 
 class Text(Config):
-    """Stories from .txt and .parquet files, their characters renamed."""
+    """Stories from .txt, .jsonl and .parquet files, their characters renamed."""
 
     name: Literal["text"] = "text"
+    version: ClassVar[int] = 2
     files: Annotated[list[str], Location(), Field(min_length=1)]
-    """Paths or glob patterns of .txt (UTF-8) and .parquet files, relative to the current folder."""
+    """Paths or glob patterns of .txt, .jsonl (both UTF-8) and .parquet files, relative to the current folder."""
     column: str = "text"
-    """The column of a .parquet file that holds the stories, one a row."""
+    """The column of a .parquet file that holds the stories, one a row; of a .jsonl file, the field of each line."""
     separator: str = Field(default="<|endoftext|>", min_length=1)
-    """The line between two stories of a .txt file."""
+    """What stands between two stories of a .txt file, and nowhere else."""
+    layout: Annotated[corpus.Layout, Neutral("own_line")] = "own_line"
+    """The way stories are parted in a .txt file: by the separator on a line of its own, by the separator at the end of
+    a story's last line, by blank lines, or by every end of a line."""
     fingerprint: str | None = None
     """SHA-256 of the files' SHA-256s, by which a run is known. Null: it is computed; else the files have to fit it."""
     tokens: Tokens = Bpe()
@@ -90,14 +94,28 @@ class Text(Config):
     test_examples: int = Field(default=100, ge=1, le=1_000_000)
     """Test stories (paper: 100); each is told with fresh and with pool names."""
 
+    @field_validator("separator")
+    @classmethod
+    def _one_line(cls, separator: str) -> str:
+        if not separator.strip() or separator.splitlines() != [separator]:
+            raise ValueError("should be one line that shows something; `layout` says whether blank lines part stories")
+        return separator
+
+    @model_validator(mode="after")
+    def _separator_is_used(self) -> "Text":
+        default = type(self).model_fields["separator"].default
+        if self.layout in ("blank_line", "every_line") and self.separator != default:
+            raise ValueError(f"separator: '{self.separator}' is not allowed with layout {self.layout}, which has none")
+        return self
+
     @model_validator(mode="after")
     def _known_by_fingerprint(self) -> "Text":
         try:
             found = corpus.fingerprint(corpus.matched(self.files))
-        except ValueError as error:
+        except (ValueError, BadInput) as error:
             if self.fingerprint is not None:  # a run's record can be read where its files are not
                 return self
-            raise ValueError(f"files: {error}") from None
+            raise ValueError(f"files: {str(error).removeprefix('task.files: ')}") from None
         if self.fingerprint not in (None, found):
             raise ValueError(
                 f"fingerprint: '{self.fingerprint}' is not allowed: the files have the fingerprint {found}; "
@@ -136,7 +154,7 @@ class TextSource:
         """What makes and reads the tokens; BPE and the words' vocabulary come from training stories."""
         file = self._place / _TOKENIZER
         try:
-            return _tokenizer(self.config, json.loads(file.read_text()))
+            return _tokenizer(self.config, json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
             raise Failure(f"{file}: vanished or damaged; delete {self._place} and run again") from None
 
@@ -284,7 +302,7 @@ def _build(config: Text, place: Path) -> None:
     who = mapped(scratch / "who.npy")
     split = _splits(config, numbered, who)
     learned = _learned(config, numbered, who, split)
-    (place / _TOKENIZER).write_text(json.dumps(learned))
+    (place / _TOKENIZER).write_text(json.dumps(learned), encoding="utf-8")
     _write(config, numbered, kind, who, split, _tokenizer(config, learned), place)
     shutil.rmtree(scratch)
 
@@ -296,7 +314,7 @@ def _numbered(config: Text, files: list[Path], scratch: Path) -> _Numbered:
     text, lengths, hashes = array("I"), array("Q"), array("Q")
     progress, characters_read = _Progress("reading"), 0
     with Appending(scratch / "text.npy", np.uint32) as out:
-        for story, share in corpus.stories(files, config.column, config.separator):
+        for story, share in corpus.stories(files, config.column, config.separator, config.layout):
             before = len(text)
             text.extend(map(ids.__getitem__, pieces(story)))
             text.append(0)
@@ -325,13 +343,15 @@ def _splits(config: Text, numbered: _Numbered, who: U8) -> U8:
     if not named.any():
         raise BadInput(
             f"task.files: {', '.join(config.files)} are not allowed: no story names a character twice "
-            "(in letters of Western Europe; see datasets/text.yaml for the rule)"
+            "(see datasets/text.yaml for the rule)"
         )
     hashes, first, which = np.unique(numbered.hashes, return_index=True, return_inverse=True)
     if len(hashes) == 1:
+        parted = config.layout in ("own_line", "line_end")
+        field, value = ("separator", config.separator) if parted else ("layout", config.layout)
         raise BadInput(
-            f"task.separator: '{config.separator}' is not allowed: it leaves {', '.join(config.files)} one story; "
-            "should be the line that stands between stories"
+            f"task.{field}: '{value}' is not allowed: it leaves {', '.join(config.files)} one story; "
+            f"should be what stands between stories{f', with layout {config.layout}' if parted else ''}"
         )
     split = np.full(len(hashes), SPLITS.index("train"), np.uint8)
     begin = 0

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from lab.config import Config
 from lab.errors import BadInput
+from lab.tasks.letters import APOSTROPHES, CASELESS, INNER, LOWER, MARKS, UPPER
 
 END, UNKNOWN = "<end>", "<unk>"
 """The token after a story, and the one for words outside the vocabulary. No piece of a text reads so."""
@@ -49,12 +50,14 @@ Tokens = Annotated[Words | Bytes | Bpe, Field(discriminator="name")]
 
 
 # Only character ranges, no \w or \s: Python's `re` and the Oniguruma of `tokenizers` must agree on every character.
-_UPPER, _LOWER = "A-ZÀ-ÖØ-Þ", "a-zß-öø-ÿ"
-_CLITIC = f"['’](?:s|d|ll|re|ve)(?![{_LOWER}])"
-_WORD = f"(?: ?[{_LOWER}]+|[{_UPPER}][{_LOWER}]*)(?:(?!{_CLITIC})['’][{_LOWER}]+)*"
-_PIECE = f"{_WORD}|{_CLITIC}| ?[\u0100-\u1fff]+|[\\s\\S]"
-_PIECES, _CLITICS = re.compile(_PIECE), re.compile(_CLITIC)
-CAPITALISED = re.compile(f"[{_UPPER}][{_LOWER}]+")
+_SMALL = f"{LOWER}{MARKS}"
+_CLITIC = f"[{APOSTROPHES}](?:s|d|ll|re|ve)(?![{_SMALL}])"
+_WORD = f"(?: ?[{LOWER}]|[{UPPER}])[{_SMALL}]*(?:(?!{_CLITIC})[{INNER}][{LOWER}][{_SMALL}]*)*"
+_PIECE = f"{_WORD}|{_CLITIC}| ?[{CASELESS}]+|[\\s\\S]"
+_PIECES = re.compile(_PIECE)
+CLITIC = re.compile(_CLITIC)
+"""The 's, 'd, 'll, 're or 've that is a piece of its own."""
+CAPITALISED = re.compile(f"[{UPPER}][{MARKS}]*[{LOWER}][{_SMALL}]*")
 """What a piece looks like that may be a name."""
 
 
@@ -63,8 +66,8 @@ def pieces(text: str) -> list[str]:
 
     A word, with the space before it if it begins with a small letter. A word ends before an inner capital, and before
     's, 'd, 'll, 're and 've, which are pieces of their own so that "Mira's" holds the piece "Mira"; "don't" is one
-    piece. Letters are those of Latin-1; other alphabets (U+0100 to U+1FFF) come in runs. Every other character is a
-    piece: digits, marks, newlines, spaces that precede no small letter.
+    piece. Letters are those of all alphabets with capitals; alphabets without (U+0100 to U+1FFF) come in runs. Every
+    other character is a piece: digits, marks, newlines, spaces that precede no small letter.
     """
     return _PIECES.findall(text)
 
@@ -185,7 +188,7 @@ class WordTokens:
                 text += word.capitalize() if syllables % 2 else word
                 glued = False
                 continue
-            closes = word in _CLOSING or _CLITICS.fullmatch(word) or (word == '"' and quoted)
+            closes = word in _CLOSING or CLITIC.fullmatch(word) or (word == '"' and quoted)
             number = word.isdigit() and text[-1:].isdigit()
             text += word if glued or closes or number else " " + word
             quoted = (word == '"') != quoted and word != "\n"  # a quotation that is left open ends with its line
