@@ -47,7 +47,10 @@ def predict(model: LanguageModel, examples: Examples) -> NDArray[np.uint16]:
 
 @torch.inference_mode()
 def head_losses(model: LanguageModel, examples: Examples) -> list[float]:
-    """Mean loss of each head over the examples, in nats per target."""
+    """Mean loss of each head over the examples, in nats per target; targets are all tokens that are trained on.
+
+    So it is also of heads that were trained on some of them alone (`objective.where`): arms are measured alike.
+    """
     device = next(model.parameters()).device
     nats, targets = np.zeros(model.objective.n), np.zeros(model.objective.n, np.int64)
     for rows in batches(examples):
