@@ -161,6 +161,19 @@ def test_polynomials_name_the_digits_of_the_answer() -> None:
         assert len(end) == 1
 
 
+@pytest.mark.parametrize(("place", "before"), [(1, "operand"), (2, "="), (-2, "="), (3, "digit"), (-1, "digit")])
+def test_a_second_head_predicts_one_token_of_each_answer_from_one_position(place: int, before: str) -> None:
+    """Of two digits and the end token: from the position two before it, as paths to a goal have it for theirs."""
+    task = POLYNOMIALS.build()
+    examples = limit_targets(task, task.examples("train", np.arange(40), 0), [place])
+    batch = packed_batch(examples, 64, 2)
+    rows, columns = torch.nonzero(targets(batch, 2, 64) != -100, as_tuple=True)
+    assert sorted(batch.documents[rows, columns].tolist()) == list(range(40))
+    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        here, after = (task.vocabulary[token] for token in batch.tokens[row, column : column + 2].tolist())
+        assert {"operand": here.isdigit() and after == "=", "=": here == "=", "digit": here.isdigit()}[before]
+
+
 def test_choices_name_the_choice_and_what_follows_from_it() -> None:
     task = Choices().build()
     for chosen, branch, place in zip(

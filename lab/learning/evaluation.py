@@ -65,7 +65,10 @@ def generate(model: LanguageModel, task: GeneratedAnswers, examples: Examples) -
 
 @torch.inference_mode()
 def head_losses(model: LanguageModel, examples: Examples) -> list[float]:
-    """Mean loss of each head over the examples, in nats per target."""
+    """Mean loss of each head over the examples, in nats per target; targets are all tokens that are trained on.
+
+    So it is also of heads that were trained on some of them alone (`objective.where`): arms are measured alike.
+    """
     device = next(model.parameters()).device
     nats, targets = np.zeros(model.objective.n), np.zeros(model.objective.n, np.int64)
     for rows in batches(examples):

@@ -11,7 +11,7 @@ def scale_gradient(x: Tensor, scale: float) -> Tensor:
     """Returns `x`, through which `scale` times the gradient flows back; none at all, and no graph, at 0."""
     if scale == 1:
         return x
-    return x.detach() if scale == 0 else _ScaleGradient.apply(x, scale)  # type: ignore[no-any-return,no-untyped-call]
+    return x.detach() if scale == 0 else _ScaleGradient.apply(x, scale)  # type: ignore[no-untyped-call]
 
 
 def apply_scaled(module: nn.Module, scale: float, x: Tensor) -> Tensor:
