@@ -6,6 +6,7 @@ from pydantic import Field
 
 from lab.tasks.agreement import Agreement
 from lab.tasks.choices import Choices
+from lab.tasks.countdown import Countdown
 from lab.tasks.dag import Dag
 from lab.tasks.mixture import Mixture
 from lab.tasks.polynomials import Polynomials
@@ -14,6 +15,6 @@ from lab.tasks.stories import Stories
 from lab.tasks.text import Text
 
 TaskConfig = Annotated[
-    Polynomials | Stories | Text | Mixture | Choices | Agreement | Star | Dag, Field(discriminator="name")
+    Polynomials | Stories | Text | Mixture | Choices | Agreement | Star | Dag | Countdown, Field(discriminator="name")
 ]
 """The union of all tasks' configs, discriminated by `name`."""

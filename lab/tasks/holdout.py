@@ -1,4 +1,4 @@
-"""Hold-out: evaluation questions that training must not contain are found by hash and drawn again."""
+"""Hold-out: questions that a split must not contain are found by hash and drawn again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -39,21 +39,23 @@ class Questions:
 QuestionsT = TypeVar("QuestionsT", bound=Questions)
 
 
-def replace_held_out(
-    questions: QuestionsT, held_out: KeySet, draw: Callable[[int, NDArray[np.int64]], QuestionsT]
+def redrawn(
+    questions: QuestionsT,
+    unwanted: Callable[[QuestionsT], NDArray[np.int64]],
+    draw: Callable[[int, NDArray[np.int64]], QuestionsT],
 ) -> QuestionsT:
-    """Replace, in place, the questions that are held out by ones that are not.
+    """Questions of which the unwanted are replaced, in place, by wanted ones.
 
     Args:
         questions: N questions.
-        held_out: the keys that none of them may have.
-        draw: returns the questions at some `rows` drawn anew; its first argument counts the attempts from 1 on.
+        unwanted: returns the rows of some questions that are to be replaced.
+        draw: returns the questions at some rows drawn anew; its first argument counts the attempts from 1 on.
     """
-    rows, attempt = held_out.positions(questions.keys), 0
+    rows, attempt = unwanted(questions), 0
     while len(rows):
         attempt += 1
         again = draw(attempt, rows)
         for field in fields(questions):
             getattr(questions, field.name)[rows] = getattr(again, field.name)
-        rows = rows[held_out.positions(again.keys)]
+        rows = rows[unwanted(again)]
     return questions

@@ -32,7 +32,7 @@ from lab.config import Config, Neutral
 from lab.errors import BadInput
 from lab.tasks.base import Examples, Row, Split, check_indices
 from lab.tasks.draws import below, draws, draws32, epoch_indices, mixed, stream
-from lab.tasks.holdout import LARGE, KeySet, Questions, replace_held_out
+from lab.tasks.holdout import LARGE, KeySet, Questions, redrawn
 from lab.tasks.rings import Elements, Ring, ring
 from lab.tasks.trees import ADD, COMPOSE, LEAF, MUL, NEG, PAD, leaf_counts, split_words, uniform_words
 
@@ -121,7 +121,7 @@ def _hash_weights(name: str, count: int) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class _Questions(Questions):
-    """N expressions, their words and operands hashed. W = 2M + 1, where M is at least the most operations among them."""
+    """N expressions, words and operands hashed. W = 2M + 1, where M is at least the most operations among them."""
 
     operations: NDArray[np.int64]
     """[N]"""
@@ -316,9 +316,9 @@ class PolynomialTask:
         if split == "test":
             return questions
         held_out = self._test_keys if split == "validation" else self._evaluation_keys
-        return replace_held_out(
+        return redrawn(
             questions,
-            held_out,
+            lambda these: held_out.positions(these.keys),
             lambda attempt, rows: self._drawn((*names, attempt), indices[rows], operations[rows], most),
         )
 

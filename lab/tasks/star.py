@@ -37,7 +37,7 @@ from pydantic import Field, model_validator
 from lab.config import Config
 from lab.tasks.base import Examples, Row, Split, check_indices
 from lab.tasks.draws import below, draws32, mixed, stream
-from lab.tasks.holdout import LARGE, KeySet, Questions, replace_held_out
+from lab.tasks.holdout import LARGE, KeySet, Questions, redrawn
 from lab.tasks.scoring import mean_rows
 
 _PAIR, _GOAL = (stream("star", "hash", part) for part in ("pair", "goal"))
@@ -79,7 +79,7 @@ class Star(Config):
 
 @dataclass(frozen=True)
 class _Graphs(Questions):
-    """N graphs with their questions, graph and goal hashed. Node 0 is the start, node 1 + a * length + k the k-th of arm a."""
+    """N graphs, each hashed with its goal. Node 0 is the start, node 1 + a * length + k the k-th of arm a."""
 
     labels: NDArray[np.int64]
     """[N, nodes]"""
@@ -261,7 +261,11 @@ class StarTask:
         if split == "test" or not self._large:
             return graphs
         held_out = self._test_keys if split == "validation" else self._evaluation_keys
-        return replace_held_out(graphs, held_out, lambda attempt, rows: self._drawn((*names, attempt), indices[rows]))
+        return redrawn(
+            graphs,
+            lambda these: held_out.positions(these.keys),
+            lambda attempt, rows: self._drawn((*names, attempt), indices[rows]),
+        )
 
     def _drawn(self, names: tuple[str | int, ...], indices: NDArray[np.int64]) -> _Graphs:
         """The graphs at `indices` [N] of the streams that begin with `names`."""
