@@ -11,13 +11,14 @@ import yaml
 from click import Context, Group
 
 from lab.cli.main import cli, main
-from lab.errors import BadInput
+from lab.errors import BadInput, Missing
 from lab.experiments.experiment import dump_yaml, load_experiment
 from lab.experiments.inheritance import final_weights
 from lab.experiments.search import Search
 from lab.experiments.store import RunDirectory, find_run
 from lab.experiments.study import load_study
 from lab.experiments.sweep import load_sweep
+from lab.home import home
 from lab.report import figures
 from lab.tasks import corpus
 from tests.conftest import TINY, tiny
@@ -52,8 +53,8 @@ def name(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     for kind, content in {"sweep": sweep, "study": study, "tiny": TINY}.items():
         path = tmp_path / name / f"{name}.{kind}.yaml"
         path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-    monkeypatch.setattr("lab.experiments.workers.carry_out", lambda *_: (each for each in ()))
-    monkeypatch.setattr("lab.experiments.trials.carry_out", lambda *_: (each for each in ()))
+    monkeypatch.setattr("lab.experiments.workers.carry_out", lambda *_: iter(()))
+    monkeypatch.setattr("lab.experiments.trials.carry_out", lambda *_: iter(()))
     monkeypatch.setattr("lab.experiments.run.execute", lambda *_: None)
     return name
 
@@ -228,17 +229,17 @@ def test_a_run_that_others_begin_from(name: str, lab: Any) -> None:
 
 
 TABLES = sorted(
-    each for each in figures.names() if hasattr(figures._load(figures.home() / "figures" / f"{each}.py"), "TABLE")
+    each for each in figures.names() if hasattr(figures._load(home() / "figures" / f"{each}.py"), "TABLE")
 )
 
 
 @pytest.mark.parametrize("figure", TABLES)
 def test_a_table_that_is_missing(figure: str, lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = figures._load(figures.home() / "figures" / f"{figure}.py")
-    monkeypatch.setattr(figures, "home", lambda: tmp_path / "it's home")
+    script = figures._load(home() / "figures" / f"{figure}.py")
+    monkeypatch.setattr("lab.report.figures.home", lambda: tmp_path / "it's home")
     (tmp_path / "it's home" / "results").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(figures.Missing) as missing:
+    with pytest.raises(Missing) as missing:
         figures.measured(script.TABLE, "gpu", script.COMMAND)
     words = Told(1, f"{missing.value}").command("fill it with: ")
     assert words == []  # they went into the table

@@ -130,7 +130,7 @@ def test_arms_in_other_scripts(strange: str, encoding: str, monkeypatch: pytest.
 
 def test_a_sweep_runs_to_its_end_whatever_the_terminal_can_show(strange: str, tmp_path: Path) -> None:
     plain = {"PYTHONIOENCODING": "latin-1", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    command = [sys.executable, "-m", "lab", "sweep", "run", os.fsencode(strange)]
+    command: list[str | bytes] = [sys.executable, "-m", "lab", "sweep", "run", os.fsencode(strange)]
     run = subprocess.run(command, capture_output=True, cwd=tmp_path, check=False, env={**os.environ, **plain})
     assert run.returncode == 0, run.stderr.decode("latin-1")
     assert b"Traceback" not in run.stderr

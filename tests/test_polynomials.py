@@ -18,7 +18,8 @@ from lab.config import validated
 from lab.errors import BadInput
 from lab.tasks.base import Examples, Row, Split, Task
 from lab.tasks.draws import draws32, stream
-from lab.tasks.polynomials import LARGE, OPERATORS, Expression, Polynomials, PolynomialTask
+from lab.tasks.holdout import LARGE
+from lab.tasks.polynomials import OPERATORS, Expression, Polynomials, PolynomialTask
 from lab.tasks.trees import ADD, LEAF, NEG, PAD, split_words, uniform_words
 
 SPLITS: tuple[Split, ...] = get_args(Split)

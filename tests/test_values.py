@@ -73,7 +73,7 @@ def test_weights_by_name_are_replaced_as_a_whole_wherever_they_are_written(tmp_p
         folder.mkdir()
         base = {**TINY, "task": {**TINY["task"], **below}}
         recipe = written(folder, base, "recipe.yaml")
-        over = {"recipe": recipe, "baseline": {}}
+        over: dict[str, Any] = {"recipe": recipe, "baseline": {}}
         two = {"objective.n": [1, 2]}
         found = [
             load_experiment(recipe, ["task.operators={neg: 1}"]),

@@ -92,7 +92,7 @@ def _constructor(kind: str) -> Callable[[yaml.SafeLoader, yaml.Node], Any]:
 
 for _kind, (_pattern, _) in _CORE.items():
     for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), None)  # type: ignore[arg-type]
+        _class.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), None)
     _Loader.add_constructor(_TAG + _kind, _constructor(_kind))
 _Dumper.add_multi_representer(dict, yaml.SafeDumper.represent_dict)
 
