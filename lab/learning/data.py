@@ -79,15 +79,19 @@ def packed_batch(examples: Examples, context: int, n: int) -> Batch:
     tokens[where] = examples.tokens[inside]
     owner[where] = documents
     trained[where] = examples.trained[inside]
-    spans = None
+    spans, inputs = None, None
     if examples.spans is not None:
         spans = np.ones(shape, np.int64)
         spans[where] = examples.spans[inside]
+    if examples.inputs is not None:
+        inputs = np.zeros(shape, np.int64)
+        inputs[where] = examples.inputs[inside]
     return Batch(
         torch.from_numpy(tokens),
         torch.from_numpy(owner),
         torch.from_numpy(trained),
         None if spans is None else torch.from_numpy(spans),
+        None if inputs is None else torch.from_numpy(inputs),
     )
 
 
@@ -149,6 +153,7 @@ def select(examples: Examples, rows: slice | NDArray[np.int64]) -> Examples:
         keys=examples.keys[rows],
         marks={name: values[rows, :width] for name, values in examples.marks.items()},
         spans=None if examples.spans is None else examples.spans[rows, :width],
+        inputs=None if examples.inputs is None else examples.inputs[rows, :width],
     )
 
 

@@ -24,16 +24,25 @@ class Batch(NamedTuple):
     """[B, T+n] bool: tokens that the loss covers, when they are targets."""
     spans: Tensor | None = None
     """[B, T+n] int64: how many tokens each has consequences for (`lab.tasks.base.Examples`); None is 1 throughout."""
+    inputs: Tensor | None = None
+    """[B, T+n] int64 token ids that are read in the places of `tokens`, which remain the targets; None is `tokens`."""
+
+    @property
+    def read(self) -> Tensor:
+        """[B, T+n] int64 token ids that are read."""
+        return self.tokens if self.inputs is None else self.inputs
 
     def rows(self, rows: slice) -> "Batch":
         """Some of the rows."""
         spans = None if self.spans is None else self.spans[rows]
-        return Batch(self.tokens[rows], self.documents[rows], self.trained[rows], spans)
+        inputs = None if self.inputs is None else self.inputs[rows]
+        return Batch(self.tokens[rows], self.documents[rows], self.trained[rows], spans, inputs)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
         spans = None if self.spans is None else self.spans.to(device)
-        return Batch(self.tokens.to(device), self.documents.to(device), self.trained.to(device), spans)
+        inputs = None if self.inputs is None else self.inputs.to(device)
+        return Batch(self.tokens.to(device), self.documents.to(device), self.trained.to(device), spans, inputs)
 
 
 def targets(batch: Batch, offset: int, positions: int) -> Tensor:

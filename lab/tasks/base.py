@@ -46,6 +46,8 @@ class Examples:
     spans: NDArray[np.uint8] | None = None
     """[N, L] k: how many tokens in a row, a token itself the first, are wrong once it is wrong (Section 5.1 of the
     paper; k = 1: what comes after is as if nothing had happened). None where no task says: 1 throughout."""
+    inputs: NDArray[np.uint16] | None = None
+    """[N, L] token ids that training reads in the places of `tokens`, which remain the targets. None: `tokens`."""
 
 
 class Task(Protocol):
