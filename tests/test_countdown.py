@@ -70,7 +70,7 @@ def check(record: dict[str, Any], config: Countdown) -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"numbers": 5, "largest": 300, "pause": 8}])
-def test_an_evaluator_confirms_2000_shown_answers(fields: Any) -> None:
+def test_an_evaluator_confirms_2000_shown_answers(fields: dict[str, Any]) -> None:
     overrides = [f"task.{name}={each}" for name, each in fields.items()]
     shown = lab("data", "show", "datasets/countdown.yaml", *overrides, "--split", "test", "--count", "2000", "--json")
     records = [json.loads(line) for line in shown.stdout.splitlines()]
@@ -239,7 +239,8 @@ def test_evaluation_is_kept_out_of_large_spaces(config: Countdown, kept_out: boo
     train = np.concatenate([task.examples("train", np.arange(30_000), seed).keys for seed in (0, 1)])
     assert np.isin(np.concatenate(asked), train).any() == (not kept_out)
     if kept_out:
-        assert not np.isin(asked[0], asked[1]).any()
+        validation, test = asked
+        assert not np.isin(validation, test).any()
 
 
 def test_seen_questions_are_scored_apart() -> None:

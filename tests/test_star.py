@@ -7,12 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lab.config import validated
+from lab.config import canonical, validated
 from lab.errors import BadInput
+from lab.learning.data import packed_batch
+from lab.models.sizes import Model
+from lab.objectives import build_model
+from lab.objectives.backward import Order, losses
+from lab.objectives.base import Batch, targets
+from lab.objectives.parallel import Parallel
+from lab.objectives.sequential import Sequential
 from lab.tasks.base import SPLITS, Examples, Split
 from lab.tasks.star import Star, StarTask
 from tests.test_cli import lab
@@ -278,3 +286,55 @@ def test_bad_fields(fields: dict[str, Any], line: str) -> None:
     with pytest.raises(BadInput) as error:
         validated(Star, fields)
     assert str(error.value).startswith(line)
+
+
+def test_masks_hide_nodes_from_training_alone() -> None:
+    plain, config = Star(length=3), Star(length=3, masked=0.3)
+    task = config.build()
+    examples, before = task.examples("train", np.arange(5000), 2), plain.build().examples("train", np.arange(5000), 2)
+    assert examples.inputs is not None
+    assert before.inputs is None
+    assert (examples.tokens == before.tokens).all()
+    hidden = examples.inputs != examples.tokens
+    assert {task.vocabulary[token] for token in np.unique(examples.inputs[hidden])} == {"_"}
+    assert not hidden[~examples.scored].any()
+    assert hidden[examples.scored].mean() == pytest.approx(0.3, abs=0.01)
+    assert np.corrcoef(hidden[:, -1], hidden[:, -2])[0, 1] == pytest.approx(0, abs=0.05)
+    assert task.examples("test", np.arange(5), 2).inputs is None
+    again = task.examples("train", np.array([77, 3]), 2).inputs
+    assert again is not None
+    assert (again == examples.inputs[[77, 3]]).all()
+    assert canonical(plain) == canonical(Star(length=3, masked=0.0))
+    assert "masked" not in canonical(plain)
+
+
+@pytest.mark.parametrize("objective", [Parallel(n=2), Sequential(n=2)], ids=["parallel", "sequential"])
+def test_what_is_masked_is_not_read_and_still_a_target(objective: Parallel | Sequential) -> None:
+    task = Star(length=3, masked=0.5).build()
+    examples = task.examples("train", np.arange(8), 0)
+    model = build_model(Model(layers=3, width=16, heads=2), objective, len(task.vocabulary), 0).double()
+    batch = packed_batch(examples, 30, 2)
+    assert batch.inputs is not None
+
+    def nats(batch: Batch) -> torch.Tensor:
+        return losses(model.objective, model.decoder, batch, [1.0, 1.0]).nats
+
+    # The loss is what one gets from reading the masked row where targets are looked up in the true one.
+    positions = batch.tokens.shape[1] - 2
+    context = model.decoder.context(batch.inputs[:, :positions], batch.documents[:, :positions])
+    trunk = model.decoder(batch.inputs[:, :positions], context)
+    heads = model.objective.logits(model.decoder, trunk, context, 2, batch.inputs[:, :-1])
+    for head, logits in enumerate(heads, start=1):
+        wanted = targets(batch, head, positions)
+        true = torch.nn.functional.cross_entropy(logits[wanted != -100], wanted[wanted != -100], reduction="sum")
+        assert nats(batch)[head - 1] == pytest.approx(float(true.detach()))
+        assert (wanted[wanted != -100] < 20).all()  # no mask is a target
+    assert (nats(batch) != nats(batch._replace(inputs=None))).all()
+    orders: tuple[Order, ...] = ("sequential", "fused")
+    for order in orders:
+        again = losses(model.objective, model.decoder, batch, [1.0, 1.0], order).nats
+        torch.testing.assert_close(again, nats(batch))
+
+    # Parts of a batch keep what they read.
+    half, other = (batch.rows(slice(k, None, 2)) for k in range(2))
+    torch.testing.assert_close(nats(half) + nats(other), nats(batch))

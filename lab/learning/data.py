@@ -80,19 +80,23 @@ def packed_batch(examples: Examples, context: int, n: int) -> Batch:
     tokens[where] = examples.tokens[inside]
     owner[where] = documents
     trained[where] = examples.trained[inside]
-    spans, further = None, None
+    spans, further, inputs = None, None, None
     if examples.spans is not None:
         spans = np.ones(shape, np.int64)
         spans[where] = examples.spans[inside]
     if examples.further is not None:
         further = np.zeros(shape, np.bool_)
         further[where] = examples.further[inside]
+    if examples.inputs is not None:
+        inputs = np.zeros(shape, np.int64)
+        inputs[where] = examples.inputs[inside]
     return Batch(
         torch.from_numpy(tokens),
         torch.from_numpy(owner),
         torch.from_numpy(trained),
         None if spans is None else torch.from_numpy(spans),
         None if further is None else torch.from_numpy(further),
+        None if inputs is None else torch.from_numpy(inputs),
     )
 
 
@@ -168,6 +172,7 @@ def select(examples: Examples, rows: slice | NDArray[np.int64]) -> Examples:
         marks={name: values[rows, :width] for name, values in examples.marks.items()},
         spans=None if examples.spans is None else examples.spans[rows, :width],
         further=None if examples.further is None else examples.further[rows, :width],
+        inputs=None if examples.inputs is None else examples.inputs[rows, :width],
     )
 
 

@@ -125,8 +125,8 @@ class _Heads:
 
     def __init__(self, objective: Objective, decoder: Decoder, batch: Batch) -> None:
         positions = batch.tokens.shape[1] - objective.n
-        self.objective, self.decoder, self.tokens = objective, decoder, batch.tokens[:, :-1]
-        self.inputs = batch.tokens[:, :positions]
+        self.objective, self.decoder, self.tokens = objective, decoder, batch.read[:, :-1]
+        self.inputs = batch.read[:, :positions]
         self.context = decoder.context(self.inputs, batch.documents[:, :positions])
         self.targets = [targets(batch, head + 1, positions).flatten() for head in range(objective.n)]
         importance = objective.importance(batch)

@@ -27,6 +27,13 @@ class Batch(NamedTuple):
     """[B, T+n] int64: how many tokens each has consequences for (`lab.tasks.base.Examples`); None is 1 throughout."""
     further: Tensor | None = None
     """[B, T+n] bool: of the tokens trained on, those that are targets of heads 2 to n, too; None is all of them."""
+    inputs: Tensor | None = None
+    """[B, T+n] int64 token ids that are read in the places of `tokens`, which remain the targets; None is `tokens`."""
+
+    @property
+    def read(self) -> Tensor:
+        """[B, T+n] int64 token ids that are read."""
+        return self.tokens if self.inputs is None else self.inputs
 
     def rows(self, rows: slice) -> "Batch":
         """Some of the rows."""

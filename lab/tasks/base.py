@@ -48,6 +48,8 @@ class Examples:
     paper; k = 1: what comes after is as if nothing had happened). None where no task says: 1 throughout."""
     further: NDArray[np.bool_] | None = None
     """[N, L] of the tokens trained on, those that further heads have as targets (`objective.where`); None: all."""
+    inputs: NDArray[np.uint16] | None = None
+    """[N, L] token ids that training reads in the places of `tokens`, which remain the targets. None: `tokens`."""
 
 
 class Task(Protocol):

@@ -12,8 +12,9 @@ which nodes are joined. Places of the answer are counted from 1:
 - Every later node is the successor of the one before it, a look-up. Next-token training has the true node before it in
   its input, and so learns the look-up without ever deciding (the paper's Clever Hans cheat).
 
-`backwards` is the share of rows with `<` for `=`, whose path is written from the node before the goal to the start:
-every node is then looked up, as the predecessor of the one before it, or at place 1 of the goal.
+`masked` hides nodes of the path from training's inputs, so that the cheat pays less. `backwards` is the share of rows
+with `<` for `=`, whose path is written from the node before the goal to the start: every node is then looked up, as the
+predecessor of the one before it, or at place 1 of the goal.
 
 A row has 2 * arms * length + 4 + length tokens, 14 with two arms of two nodes, and no end token: all are as long.
 
@@ -28,13 +29,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from lab.config import Config
+from lab.config import Config, Neutral
 from lab.tasks.base import Examples, Row, Split, check_indices
 from lab.tasks.draws import below, draws32, mixed, stream
 from lab.tasks.holdout import LARGE, KeySet, Questions, redrawn
@@ -56,6 +57,10 @@ class Star(Config):
     """Labels that a graph's nodes are drawn from, without repeats; at least 1 + arms * length."""
     backwards: float = Field(default=0.0, ge=0, le=1)
     """Share of the rows whose path is written backwards, from the node before the goal to the start."""
+    masked: Annotated[float, Neutral(0.0), Field(ge=0, lt=1)] = 0.0
+    """Share of the path's nodes that training reads as `_` (they remain targets): from 0, next-token training, towards
+    teacherless training, where no true node helps with the next (Frydenlund 2024, arXiv 2410.13779). Evaluation masks
+    nothing."""
     loss: Literal["all", "answer"] = "answer"
     """The tokens that training covers: all, or the path alone."""
     validation_examples: int = Field(default=1000, ge=1, le=1_000_000)
@@ -104,7 +109,7 @@ class StarTask:
         self.config = config
         arms, length, labels = config.arms, config.length, config.labels
         self.vocabulary = (*map(str, range(labels)), "/", "=", "<", "_")
-        self._slash, self._forwards, self._backwards = range(labels, labels + 3)
+        self._slash, self._forwards, self._backwards, self._mask = range(labels, labels + 4)
         self._nodes, self._edges = 1 + arms * length, arms * length
         edge = np.arange(self._edges)
         self._sources, self._targets = np.where(edge % length == 0, 0, edge), edge + 1
@@ -150,6 +155,11 @@ class StarTask:
         columns = np.arange(len(self._plan))
         answer = np.broadcast_to(columns >= self._answer, tokens.shape)
         remaining = np.where(columns >= self._answer, len(columns) - columns, 1)  # a wrong node spoils those after it
+        inputs = None
+        if split == "train" and self.config.masked:
+            random = draws32(stream("star", "masks", seed), indices, length)
+            inputs = tokens.astype(np.uint16)
+            inputs[:, self._answer :][random < round(self.config.masked * 2**32)] = self._mask
         return Examples(
             tokens=tokens.astype(np.uint16),
             lengths=np.full(count, len(columns)),
@@ -159,6 +169,7 @@ class StarTask:
             keys=graphs.keys[:, None],
             marks={},
             spans=np.broadcast_to(remaining, tokens.shape).astype(np.uint8),
+            inputs=inputs,
         )
 
     def kind(self, examples: Examples) -> NDArray[np.uint8]:
