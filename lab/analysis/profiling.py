@@ -8,7 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch.autograd.profiler import record_function
 from torch.autograd.profiler_util import FunctionEvent
@@ -86,7 +86,7 @@ def profiled(step: Callable[[], None], steps: int) -> Profile:
     # Each operation's own time goes to its name, within its part.
     seconds: dict[tuple[str, str], float] = defaultdict(float)
     calls: dict[tuple[str, str], float] = defaultdict(float)
-    for event in recorded.events():  # type: ignore[no-untyped-call]
+    for event in recorded.events():
         names = lineage(event)
         if names[-1] == _STEP:
             key = part_of(names), names[0]
@@ -94,9 +94,7 @@ def profiled(step: Callable[[], None], steps: int) -> Profile:
             calls[key] += names[0].startswith(("aten::", "lab::")) / steps
     total = sum(seconds.values())
 
-    operations = [
-        Entry(name, part, spent, spent / total, calls[part, name]) for (part, name), spent in seconds.items()
-    ]
+    operations = [Entry(name, part, spent, spent / total, calls[part, name]) for (part, name), spent in seconds.items()]
     operations.sort(key=lambda entry: -entry.seconds)
     parts = []
     for part in PARTS:
@@ -108,7 +106,7 @@ def profiled(step: Callable[[], None], steps: int) -> Profile:
 
 def lineage(event: FunctionEvent) -> list[str]:
     """Return the name of an event, of what called it, and so on up to the outermost."""
-    names, at = [], event
+    names, at = [], cast(FunctionEvent | None, event)
     while at is not None:
         names.append(at.name)
         at = at.cpu_parent
