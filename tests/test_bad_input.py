@@ -219,6 +219,10 @@ CASES = [
     command("bench train --size 3M --n 8", "--n: 8", "at most 3"),
     command("bench train --vocabulary 99999999999999999999", "--vocabulary", "16777216"),
     command("bench train --device gpu", "--device", "'gpu'", "'cuda'"),
+    command("bench train --size swepes", "--size: 'swepes'", "1M", "did you mean 'sweeps'?"),
+    command("bench train --size sweeps --tokens 100", "--tokens: 100", "multiple", "64"),
+    command("bench train --size sweeps --n 6", "--n: 6", "at most 5"),
+    command("bench train --only heads --profile", "--profile", "--only heads"),
     # Databases of studies
     command(f"study run {LR} --storage nonsense", "storage: 'nonsense' cannot be opened"),
     command(f"study run {LR} --storage ''", "storage: '' cannot be opened"),

@@ -13,17 +13,19 @@ from click.testing import CliRunner
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab.analysis import peers
+from lab.analysis import loops, peers, speed
 from lab.analysis.devices import device_peak
-from lab.analysis.loops import DOCUMENTS, OURS, WARMUP, compare, in_lightning, take_turns
+from lab.analysis.loops import DOCUMENTS, OURS, WARMUP, at_least, compare, in_lightning, several_heads, take_turns
 from lab.analysis.peers import PEERS, build_peer, flops_per_token, inner_parameters
-from lab.analysis.speed import Setting, causal_loss, step_times, take_step
-from lab.cli import bench
+from lab.analysis.speed import PRESETS, Setting, Taken, causal_loss, medians, step_times, take_step
+from lab.cli import bench_train
 from lab.cli.main import cli
-from lab.models.sizes import Model
+from lab.models.sizes import Model, Shape
 from lab.objectives.backward import losses
+from lab.objectives.base import Batch
 from lab.objectives.cost import instantiate, non_embedding_parameters, training_flops_per_token
 from lab.objectives.next_token import NextToken
+from lab.objectives.parallel import Parallel
 
 CPU = torch.device("cpu")
 V, T = 48, 32
@@ -123,6 +125,49 @@ def test_lightning_and_the_bare_loop_end_with_the_same_weights() -> None:
         assert not torch.equal(weight, start[name])
 
 
+@pytest.mark.parametrize(("n", "vocabulary", "order"), [(2, V, "joint"), (4, 2**17, "sequential")])
+def test_further_heads_train_on_documents_in_the_order_of_a_run(
+    n: int, vocabulary: int, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, Batch, str]] = []
+
+    def record(objective: Any, decoder: Any, batch: Batch, weights: Any, order: str) -> Any:
+        seen.append((objective.n, batch, order))
+        return losses(objective, decoder, batch, weights)
+
+    small = setting()._replace(model=Model(layers=5, width=2, heads=1))
+    contender = several_heads(small, vocabulary, n)
+    monkeypatch.setattr(speed, "losses", record)
+    assert contender.step is not None
+    contender.step()
+    [(heads, batch, taken)] = seen
+    assert (heads, taken) == (n, order)
+    assert sorted(set(batch.documents[0].tolist())) == [*range(DOCUMENTS)]
+    same = instantiate(small.model, Parallel(n=n), vocabulary)
+    assert (contender.n, contender.flops) == (n, training_flops_per_token(same, T))
+    assert contender.parameters == non_embedding_parameters(same)
+
+
+# Presets
+
+
+def test_the_sweeps_shape_and_the_bounds() -> None:
+    sweeps = PRESETS["sweeps"]
+    assert sweeps.model.shape == Shape(layers=6, width=64, heads=4)
+    assert (sweeps.context, sweeps.tokens, sweeps.threads, sweeps.vocabulary) == (64, 1024, 1, 32)
+    stated = {name: each.ahead for name, each in PRESETS.items() if each.ahead != 1}
+    assert stated == {"sweeps": 1.2, "1M": 1.1, "30M": 1.05}
+
+
+def test_a_bound_holds_for_its_own_setting_alone() -> None:
+    for preset in PRESETS.values():
+        own = Setting(preset.model, "next_token", preset.tokens, preset.context, CPU, "fp32")
+        assert at_least(own) == preset.ahead
+        assert at_least(own._replace(context=preset.context // 2)) == 1
+        assert at_least(own._replace(device=torch.device("cuda"))) == 1
+    assert at_least(setting()) == 1
+
+
 # Turns
 
 
@@ -131,8 +176,8 @@ def test_everyone_takes_a_step_in_each_round_in_another_order() -> None:
     rounds: list[int] = []
     steps: dict[str, Callable[[], None] | None] = {name: partial(taken.append, name) for name in "abc"}
     steps["suspended"] = None
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in take_turns(steps, 5, seconds, CPU, rounds.append):
+    times: dict[str, list[Taken]] = {name: [] for name in steps}
+    for _ in take_turns(steps, 5, times, CPU, rounds.append):
         taken.append("suspended")
     in_rounds = [tuple(taken[start : start + 4]) for start in range(0, len(taken), 4)]
     assert in_rounds == [
@@ -142,21 +187,45 @@ def test_everyone_takes_a_step_in_each_round_in_another_order() -> None:
         ("c", "b", "a", "suspended"),
         ("a", "b", "c", "suspended"),
     ]
-    assert [len(each) for each in seconds.values()] == [5] * 4
+    assert [len(each) for each in times.values()] == [5] * 4
     assert rounds == [*range(5)]
 
 
+def test_medians_of_both_times() -> None:
+    taken = [Taken(3, 9) - Taken(1, 2), Taken(10, 5) - Taken(5, 5), Taken(4, 4) - Taken(0, 3)]
+    assert taken == [(2, 7), (5, 0), (4, 1)]
+    assert medians(taken) == (4, 1)
+
+
 def test_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a clock of our own: each reading of it is a second later, so every step takes one."""
-    now = iter(range(10**6))
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
+    """With clocks of our own: each reading of one is a second later, of the other three, so that is what steps take."""
+    wall, processor = iter(range(10**6)), iter(range(0, 10**7, 3))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(wall)))
+    monkeypatch.setattr(time, "process_time", lambda: float(next(processor)))
     rounds: list[int] = []
-    told = compare(setting(), V, ("nanogpt",), 3, rounds.append)
+    told = compare(setting(), V, (1, 4, 6), ("nanogpt",), 3, rounds.append)
     assert rounds == [*range(3 + WARMUP)]
-    assert [row["loop"] for row in told["loops"]] == [*OURS, "nanogpt"]
+    assert [row["loop"] for row in told["loops"]] == [*OURS, "n4", "n6", "nanogpt"]
     assert (told["layers"], told["width"], told["heads"], told["tokens"], told["context"]) == (6, 32, 2, 2 * T, T)
     assert (told["vocabulary"], told["steps"], told["documents_in_a_row"]) == (V, 3, DOCUMENTS)
-    bare, _, lightning, nanogpt = told["loops"]
+    assert told["threads"] == torch.get_num_threads()
+    bare, masks, lightning, four, six, nanogpt = told["loops"]
+    assert six == {"loop": "n6", "missing": six["missing"]}
+    assert "at most 5" in six["missing"]
+    assert [row["n"] for row in (bare, masks, lightning, four, nanogpt)] == [1, 1, 1, 4, 1]
+    assert masks["beyond_flops"] is nanogpt["beyond_flops"] is None
+    more = four["flops_per_token"] - masks["flops_per_token"]
+    assert more == 3 * 6 * 32 * V  # three more unembeddings
+    beyond = masks["flops_per_token"] / four["flops_per_token"]  # it took the same time
+    assert four["beyond_flops"] == pytest.approx(beyond)
+    assert told["bounds"]["heads"] == {
+        "n": 4,
+        "beyond_flops": four["beyond_flops"],
+        "at_most": 1.03,
+        "holds": True,
+    }
+    assert bare["processor_seconds"] == nanogpt["processor_seconds"] == 3
+    assert nanogpt["of_fastest_peer_by_processor"] == 1
     assert bare["non_embedding_parameters"] == lightning["non_embedding_parameters"]
     assert lightning["seconds"] > bare["seconds"] == nanogpt["seconds"] == 1  # callbacks look at the clock as well
     assert nanogpt["seconds_quartiles"] == [1, 1]
@@ -165,13 +234,39 @@ def test_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     assert nanogpt["share_of_peak"] == nanogpt["flops_per_second"] / told["peak_flops_per_second"]
     assert nanogpt["of_fastest_peer"] == bare["of_fastest_peer"] == 1
     assert told["bounds"]["ahead_of_peers"] == {
+        "loop": "masks",
         "peer": "nanogpt",
         "of_fastest_peer": 1,
-        "above": 1,
-        "holds": False,
+        "by_processor": 1,
+        "at_least": 1,
+        "holds": True,
         "missing": [],
     }
     assert told["bounds"]["lightning"] == {"of_bare_loop": lightning["seconds"], "at_most": 1.03, "holds": False}
+
+
+def test_bounds_that_do_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a step with masks takes two seconds, one with n = 4 three, and all others one."""
+    lasts = {"masks": 2.0, "n4": 3.0}
+    real = take_turns
+
+    def turns(steps: Any, rounds: int, taken: dict[str, list[Taken]], *more: Any) -> Any:
+        yield from real(steps, rounds, taken, *more)
+        for name, times in taken.items():
+            times[:] = [Taken(lasts.get(name, 1.0), 5 * lasts.get(name, 1.0))] * len(times)
+
+    monkeypatch.setattr(loops, "take_turns", turns)
+    monkeypatch.setattr(loops, "at_least", lambda _: 0.5)
+    bounds = compare(setting(), V, (1, 4), ("nanogpt",), 1)["bounds"]
+    assert (bounds["ahead_of_peers"]["of_fastest_peer"], bounds["ahead_of_peers"]["holds"]) == (0.5, True)
+    assert bounds["ahead_of_peers"]["by_processor"] == 0.5
+    assert bounds["lightning"]["holds"]
+    assert bounds["heads"]["beyond_flops"] > 1.03
+    assert not bounds["heads"]["holds"]
+    monkeypatch.setattr(loops, "at_least", lambda _: 0.51)
+    bounds = compare(setting(), V, (1, 2), ("nanogpt",), 1)["bounds"]
+    assert not bounds["ahead_of_peers"]["holds"]
+    assert bounds["heads"] is None
 
 
 @pytest.mark.parametrize(
@@ -199,6 +294,12 @@ def test_peaks_of_devices(device: str, peak: float | None) -> None:
 SMALL = ["--tokens", "64", "--context", "16", "--vocabulary", "50", "--device", "cpu", "--steps", "1", "--threads", "1"]
 
 
+@pytest.fixture
+def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the seconds of large matrix products, by which a CPU's peak is known."""
+    monkeypatch.setattr(loops, "matmuls", lambda _: {"product": (lambda: None, 1)})
+
+
 def run(*arguments: str) -> Any:
     ran = CliRunner().invoke(cli, ["bench", "train", *SMALL, *arguments])
     assert ran.exit_code == 0, ran.output
@@ -211,36 +312,46 @@ def hide(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
 
 
+@pytest.mark.usefixtures("small_products")
 def test_one_document_holds_both_parts() -> None:
     told = json.loads(run("--size", "1M", "--peer", "nanogpt", "--json").stdout.splitlines()[-1])
     assert told.keys() == {"hardware", "versions", "commit", "loops", "heads"}
+    assert {"cpu", "instructions", "kernels"} <= told["hardware"].keys()
     [one], [two] = told["loops"], told["heads"]
-    assert [row["loop"] for row in one["loops"]] == [*OURS, "nanogpt"]
-    assert one["bounds"].keys() == {"ahead_of_peers", "lightning"}
+    assert one["threads"] == two["threads"] == 1
+    assert "threads" not in told["hardware"]
+    assert [row["loop"] for row in one["loops"]] == [*OURS, "n2", "n4", "nanogpt"]
+    assert one["bounds"].keys() == {"ahead_of_peers", "heads", "lightning"}
+    assert one["profile"] is None
     assert len(two["cells"]) == 9
     assert two["bound"]["holds"].keys() == {"joint", "sequential", "fused"}
     assert (two["objective"], two["size"], two["vocabulary"], two["steps"]) == ("parallel", "1M", 50, 1)
 
 
+@pytest.mark.usefixtures("small_products")
 def test_a_missing_peer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, "litgpt")
     arguments = ("--only", "loops", "--size", "1M", "--peer", "litgpt", "--peer", "nanogpt")
     told = json.loads(run(*arguments, "--json").stdout.splitlines()[-1])
     assert told["heads"] == []
     [one] = told["loops"]
-    assert one["loops"][3] == {"loop": "litgpt", "missing": "not installed: pip install litgpt"}
-    assert one["loops"][4]["missing"] is None
+    assert one["loops"][5] == {"loop": "litgpt", "missing": "not installed: pip install litgpt"}
+    assert one["loops"][6]["missing"] is None
     assert one["bounds"]["ahead_of_peers"]["missing"] == ["litgpt"]
     shown = run(*arguments).stdout
     assert "not installed: pip install litgpt" in shown
     assert "not measured: litgpt" in shown
     assert "Lightning against the bare loop" in shown
+    assert "n = 4 beyond its FLOPs" in shown
+    about = told["hardware"]
+    assert f"{about['cpu']}, {about['instructions']}, threads: 1, kernels: {about['kernels']}" in shown
 
 
+@pytest.mark.usefixtures("small_products")
 def test_without_peers_nothing_is_said_of_being_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, "x_transformers")
     shown = run("--only", "loops", "--size", "1M", "--peer", "x-transformers").stdout
-    assert "ahead" not in shown
+    assert "ahead of" not in shown
     assert "not installed: pip install x-transformers" in shown
 
 
@@ -257,10 +368,38 @@ def test_heads_for_people() -> None:
     shown = run("--only", "heads", "--size", "1M", "--n", "1", "--n", "2", "--order", "joint").stdout
     assert "beyond FLOPs" in shown
     assert "nanogpt" not in shown
+    assert "kernels:" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "context", "tokens", "vocabulary", "steps", "threads"),
+    [
+        ("", (64, 256, 256), (1024, 4096, 1024), (32, 256, 256), (100, 20, 20), (1, 3, 3)),
+        ("--context 32 --tokens 96 --vocabulary 7", (32,) * 3, (96,) * 3, (7,) * 3, (100, 20, 20), (1, 3, 3)),
+        ("--steps 2 --threads 5", (64, 256, 256), (1024, 4096, 1024), (32, 256, 256), (2,) * 3, (5,) * 3),
+    ],
+)
+def test_each_size_has_defaults_of_its_own(
+    options: str, context: Any, tokens: Any, vocabulary: Any, steps: Any, threads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, ...]] = []
+    used: list[int] = []
+
+    def record(setting: Setting, vocabulary: int, ns: Any, peers: Any, steps: int, _: Any) -> dict[str, Any]:
+        asked.append((setting.context, setting.tokens, vocabulary, steps, used[-1]))
+        return {"size": setting.model.label}
+
+    monkeypatch.setattr(loops, "compare", record)
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    ran = CliRunner().invoke(cli, ["bench", "train", "--only", "loops", "--device", "cpu", *options.split(), "--json"])
+    told = json.loads(ran.stdout.splitlines()[-1])
+    assert [each["size"] for each in told["loops"]] == ["L6-D64-H4", "1M", "30M"]
+    assert asked == [*zip(context, tokens, vocabulary, steps, threads, strict=True)]
 
 
 def test_the_command_knows_the_peers() -> None:
-    assert tuple(PEERS) == bench.PEERS
+    assert tuple(PEERS) == bench_train.PEERS
 
 
 def test_step_times() -> None:
@@ -270,6 +409,7 @@ def test_step_times() -> None:
     assert [(row["order"], row["n"]) for row in rows] == [("joint", 1), ("joint", 2), ("fused", 1), ("fused", 2)]
     for one, two in (rows[:2], rows[2:]):
         assert one["relative_to_n1"] == one["beyond_flops"] == 1
+        assert one["processor_seconds"] > 0
         assert two["relative_to_n1"] == pytest.approx(two["seconds"] / one["seconds"])
         more = two["flops_per_token"] - one["flops_per_token"]
         assert more == 6 * 32 * 100  # one more unembedding

@@ -1,11 +1,11 @@
-"""Training loops compared at equal shapes: ours bare, ours with documents' masks, ours in Lightning, and peers.
+"""Training loops compared at equal shapes: ours bare, with documents' masks, in Lightning, with further heads; peers.
 
 They take one step in turn, so that whatever else the machine does meets all of them; ratios are medians over rounds of
-the two times within one.
+the two times within one. Both wall-clock and processor time are measured: the first is what people wait for, the second
+is steadier where the machine is shared.
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -23,7 +23,21 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lab.analysis.devices import device_peak
 from lab.analysis.peers import PEERS, NotInstalled, build_peer, flops_per_token, inner_parameters
-from lab.analysis.speed import BETAS, CLIP, LEARNING_RATE, Setting, adamw, causal_loss, take_step, wait
+from lab.analysis.profiling import Profile, profiled
+from lab.analysis.speed import (
+    BETAS,
+    CLIP,
+    LEARNING_RATE,
+    PRESETS,
+    TIME_BOUND,
+    Setting,
+    Taken,
+    adamw,
+    causal_loss,
+    now,
+    take_step,
+)
+from lab.errors import BadInput
 from lab.experiments.experiment import Execution, Experiment
 from lab.experiments.run import build_trainer
 from lab.experiments.store import RunDirectory
@@ -32,6 +46,7 @@ from lab.learning.data import Step
 from lab.learning.module import LearningModule
 from lab.learning.settings import Train
 from lab.models.decoder import inner_width
+from lab.objectives.backward import backward_order
 from lab.objectives.cost import non_embedding_parameters, training_flops_per_token
 from lab.tasks.polynomials import Polynomials
 
@@ -42,7 +57,8 @@ WARMUP = 2
 DOCUMENTS = 4
 """Documents in a row, where there are masks."""
 OURS = ("bare", "masks", "lightning")
-"""Our loops: plain causal attention, as peers have; documents' masks; those, in Lightning, as a run trains."""
+"""Our loops: plain causal attention, as peers have; documents' masks; those, in Lightning, as a run trains. Beside them
+`with_heads(n)`: documents' masks and n parallel heads."""
 
 
 class Contender(NamedTuple):
@@ -54,13 +70,23 @@ class Contender(NamedTuple):
     """Those of no embedding."""
     flops: int
     """Of a position, in training."""
+    n: int = 1
+    """Heads."""
     version: str | None = None
     """Of the library."""
+
+
+class Times(NamedTuple):
+    """Seconds of one loop's steps in the rounds that count."""
+
+    wall: NDArray[np.float64]
+    processor: NDArray[np.float64]
 
 
 def compare(
     setting: Setting,
     vocabulary: int,
+    ns: Sequence[int],
     peers: Sequence[str],
     steps: int,
     listen: Callable[[int], None] = lambda _: None,
@@ -70,6 +96,8 @@ def compare(
     Args:
         setting: what is measured on; next-token prediction.
         vocabulary: tokens.
+        ns: heads of further loops of ours, those beyond 1 alone; a number that the model is too small for has a row
+            that says so.
         peers: names among `lab.analysis.peers.PEERS`; one that is not installed has a row that says so.
         steps: rounds that count, each a step of everyone.
         listen: told each round done, from 0, warm-up included.
@@ -77,32 +105,41 @@ def compare(
     Returns:
         A JSON object: the shape, the FLOP/s that count as the peak (on a CPU the fastest matrix product's, measured in
         turn with the rest; on a GPU the device's, null if unknown), the bounds, and `loops`, a row for each loop: its
-        time and speed, or why it is `missing`.
+        times and speed, or why it is `missing`. `of_fastest_peer` is its speed by wall-clock time, as a multiple of the
+        fastest peer's; `beyond_flops` its time as a multiple of the loop's with masks, over the ratio of their FLOPs.
     """
+    # Models and their steps; what cannot be built is told in its row.
     contenders, missing = ours(setting, vocabulary), {}
-    for name in peers:
+    further = {with_heads(n): partial(several_heads, setting, vocabulary, n) for n in ns if n > 1}
+    others = {name: partial(peer, setting, name, vocabulary) for name in peers}
+    for name, build in {**further, **others}.items():
         try:
-            contenders[name] = peer(setting, name, vocabulary)
-        except NotInstalled as error:
+            contenders[name] = build()
+        except (BadInput, NotInstalled) as error:
             missing[name] = str(error)
+
+    # All of them in turn, and on a CPU the matrix products by which the peak is known.
     products = matmuls(setting) if setting.device.type == "cpu" else {}
     turns: dict[str, Callable[[], None] | None] = {name: each.step for name, each in contenders.items()}
     turns |= {name: step for name, (step, _) in products.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    taken: dict[str, list[Taken]] = {name: [] for name in turns}
     rounds = steps + WARMUP
-    in_lightning(setting, vocabulary, rounds, take_turns(turns, rounds, seconds, setting.device, listen))
-    times = {name: np.array(each[WARMUP:]) for name, each in seconds.items()}
+    in_lightning(setting, vocabulary, rounds, take_turns(turns, rounds, taken, setting.device, listen))
+
+    times = {name: Times(*np.array(each[WARMUP:]).T) for name, each in taken.items()}
     peak: float | None
     if products:
-        peak, peak_of = max(flops / float(np.median(times[name])) for name, (_, flops) in products.items()), "products"
+        peak = max(flops / float(np.median(times[name].wall)) for name, (_, flops) in products.items())
+        peak_of = "products"
     else:
         peak_of = torch.cuda.get_device_name(setting.device)
         peak = device_peak(peak_of)
     fastest = min(
-        (name for name in peers if name in times), key=lambda name: float(np.median(times[name])), default=None
+        (name for name in peers if name in times), key=lambda name: float(np.median(times[name].wall)), default=None
     )
-    measured = {name: _row(each, setting.tokens, peak, times, name, fastest) for name, each in contenders.items()}
-    rows = [{"loop": name, "missing": missing.get(name), **measured.get(name, {})} for name in (*OURS, *peers)]
+    measured = {name: _row(name, contenders, times, setting.tokens, peak, fastest) for name in contenders}
+    names = (*OURS, *further, *peers)
+    rows = [{"loop": name, "missing": missing.get(name), **measured.get(name, {})} for name in names]
     layers, width, heads = setting.model.shape
     return {
         "size": setting.model.label,
@@ -114,22 +151,27 @@ def compare(
         "context": setting.context,
         "documents_in_a_row": DOCUMENTS,
         "precision": setting.precision,
+        "threads": torch.get_num_threads(),
         "steps": steps,
         "peak_flops_per_second": peak,
         "peak_of": peak_of,
         "loops": rows,
-        "bounds": _bounds(times, fastest, missing),
+        "bounds": {
+            "ahead_of_peers": _ahead(times, fastest, [name for name in peers if name in missing], at_least(setting)),
+            "heads": _heads(measured.get(with_heads(4))),
+            "lightning": _lightning(times),
+        },
     }
 
 
 def take_turns(
     steps: dict[str, Callable[[], None] | None],
     rounds: int,
-    seconds: dict[str, list[float]],
+    taken: dict[str, list[Taken]],
     device: torch.device,
     listen: Callable[[int], None],
 ) -> Iterator[None]:
-    """Everyone takes a step in each round; the times go to `seconds`.
+    """Everyone takes a step in each round; the times go to `taken`.
 
     The order rotates, and every other round it is backwards: who comes next finds the caches and the heap as the one
     before left them, and that should not always be the same one.
@@ -142,14 +184,12 @@ def take_turns(
         first = turn % len(names)
         for name in (names[first:] + names[:first])[:: -1 if turn % 2 else 1]:
             step = steps[name]
-            wait(device)
-            started = time.perf_counter()
+            started = now(device)
             if step is None:
                 yield
             else:
                 step()
-            wait(device)
-            seconds[name].append(time.perf_counter() - started)
+            taken[name].append(now(device) - started)
         listen(turn)
 
 
@@ -162,6 +202,25 @@ def ours(setting: Setting, vocabulary: int) -> dict[str, Contender]:
     bare = partial(take_step, model, optimizer, precision, lambda: causal_loss(model, plain))
     steps = bare, lambda: trainer.step(masked, "joint"), None
     return {name: Contender(step, *cost) for name, step in zip(OURS, steps, strict=True)}
+
+
+def with_heads(n: int) -> str:
+    """Return the name of our loop with n heads."""
+    return f"n{n}"
+
+
+def several_heads(setting: Setting, vocabulary: int, n: int) -> Contender:
+    """Our loop with documents' masks and n parallel heads, in the backward order that a run would choose.
+
+    Raises:
+        BadInput: the model has no room for so many heads.
+    """
+    parallel = setting._replace(objective="parallel")
+    parallel.instantiated(n, vocabulary)  # raises
+    trainer, batch = parallel.trainer(n, vocabulary), parallel.batch(n, vocabulary, DOCUMENTS)
+    order = backward_order(n, setting.tokens, vocabulary)
+    cost = non_embedding_parameters(trainer.model), training_flops_per_token(trainer.model, setting.context)
+    return Contender(lambda: trainer.step(batch, order), *cost, n)
 
 
 def peer(setting: Setting, name: str, vocabulary: int) -> Contender:
@@ -183,13 +242,14 @@ def peer(setting: Setting, name: str, vocabulary: int) -> Contender:
         partial(take_step, model, adamw(model), setting.precision, loss),
         sum(each.numel() for each in inner_parameters(built)),
         flops_per_token(built, shape, vocabulary, context),
-        version(PEERS[name].package) if PEERS[name].module else None,
+        version=version(PEERS[name].package) if PEERS[name].module else None,
     )
 
 
 def matmuls(setting: Setting) -> dict[str, tuple[Callable[[], None], int]]:
     """Matrix products in fp32 with the FLOPs of each: a large square one, and the model's own largest."""
-    width, side = setting.model.shape.width, 2048
+    width = setting.model.shape.width
+    side = min(2048, 16 * width)  # large enough for the peak, and no longer than a step
     shapes = {
         "square product": (side, side, side),
         "model's product": (setting.tokens, width, 2 * inner_width(width)),
@@ -269,41 +329,90 @@ def in_lightning(setting: Setting, vocabulary: int, steps: int, turns: Iterator[
     return model
 
 
+def profiles(setting: Setting, vocabulary: int, peers: Sequence[str], steps: int) -> dict[str, Profile]:
+    """Return the profiles of our loop with masks, and of the first peer that is installed."""
+    found = {"masks": profiled(_step(ours(setting, vocabulary)["masks"]), steps)}
+    for name in peers:
+        try:
+            found[name] = profiled(_step(peer(setting, name, vocabulary)), steps)
+            break
+        except NotInstalled:
+            continue
+    return found
+
+
+def _step(contender: Contender) -> Callable[[], None]:
+    assert contender.step is not None
+    return contender.step
+
+
+def at_least(setting: Setting) -> float:
+    """Return the bound on our speed with masks, times the fastest peer's: a preset's own on a CPU, else 1."""
+    measured = setting.model, setting.tokens, setting.context
+    ahead = [each.ahead for each in PRESETS.values() if (each.model, each.tokens, each.context) == measured]
+    return ahead[0] if ahead and setting.device.type == "cpu" else 1.0
+
+
 def _row(
-    contender: Contender,
+    name: str,
+    contenders: dict[str, Contender],
+    times: dict[str, Times],
     tokens: int,
     peak: float | None,
-    times: dict[str, NDArray[np.float64]],
-    name: str,
     fastest: str | None,
 ) -> dict[str, Any]:
     """What is told of a loop that was measured."""
-    low, median, high = (float(each) for each in np.percentile(times[name], (25, 50, 75)))
+    contender, mine, first = contenders[name], times[name], contenders["masks"]
+    low, median, high = (float(each) for each in np.percentile(mine.wall, (25, 50, 75)))
     speed = contender.flops * tokens / median
+    beyond = None
+    if contender.n > 1:
+        beyond = _ratio(mine.wall, times["masks"].wall) / (contender.flops / first.flops)
     return {
+        "n": contender.n,
         "version": contender.version,
         "non_embedding_parameters": contender.parameters,
         "flops_per_token": contender.flops,
         "seconds": median,
         "seconds_quartiles": [low, high],
+        "processor_seconds": float(np.median(mine.processor)),
         "tokens_per_second": tokens / median,
-        "of_fastest_peer": _ratio(times[fastest], times[name]) if fastest else None,
+        "of_fastest_peer": _ratio(times[fastest].wall, mine.wall) if fastest else None,
+        "of_fastest_peer_by_processor": _ratio(times[fastest].processor, mine.processor) if fastest else None,
+        "beyond_flops": beyond,
         "flops_per_second": speed,
         "share_of_peak": speed / peak if peak else None,
     }
 
 
-def _bounds(times: dict[str, NDArray[np.float64]], fastest: str | None, missing: dict[str, str]) -> dict[str, Any]:
-    """Whether we are ahead of the fastest peer (null when none was measured), and what Lightning costs."""
-    lightning = _ratio(times["lightning"], times["masks"])
-    ahead = None
-    if fastest:
-        speed = _ratio(times[fastest], times["bare"])
-        ahead = {"peer": fastest, "of_fastest_peer": speed, "above": 1.0, "holds": speed > 1, "missing": [*missing]}
+def _ahead(times: dict[str, Times], fastest: str | None, missing: list[str], bound: float) -> dict[str, Any] | None:
+    """Whether our loop with masks, as runs train, is ahead of the fastest peer; None when none was measured."""
+    if fastest is None:
+        return None
+    speed = _ratio(times[fastest].wall, times["masks"].wall)
     return {
-        "ahead_of_peers": ahead,
-        "lightning": {"of_bare_loop": lightning, "at_most": LIGHTNING_BOUND, "holds": lightning <= LIGHTNING_BOUND},
+        "loop": "masks",
+        "peer": fastest,
+        "of_fastest_peer": speed,
+        "by_processor": _ratio(times[fastest].processor, times["masks"].processor),
+        "at_least": bound,
+        "holds": speed >= bound,
+        "missing": missing,
     }
+
+
+def _heads(row: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Whether a step with four heads takes no more than its FLOPs; None when it was not measured."""
+    if row is None:
+        return None
+    beyond = row["beyond_flops"]
+    return {"n": row["n"], "beyond_flops": beyond, "at_most": TIME_BOUND, "holds": beyond <= TIME_BOUND}
+
+
+def _lightning(times: dict[str, Times]) -> dict[str, Any]:
+    """What Lightning costs, of the same step in a bare loop."""
+    ratio = _ratio(times["lightning"].wall, times["masks"].wall)
+    return {"of_bare_loop": ratio, "at_most": LIGHTNING_BOUND, "holds": ratio <= LIGHTNING_BOUND}
 
 
 def _ratio(ones: NDArray[np.float64], others: NDArray[np.float64]) -> float:

@@ -15,7 +15,7 @@ from lab.config import configs_in, did_you_mean, validated
 from lab.errors import BadInput
 from lab.experiments.experiment import Experiment
 from lab.learning.data import CHUNK, Steps, examples_per_step, packed_batch, select
-from lab.models.sizes import Model
+from lab.models.sizes import SIZES, Model
 from lab.objectives import LanguageModel, ObjectiveConfig, build_model
 from lab.objectives.backward import Order, losses
 from lab.objectives.base import Batch, targets
@@ -166,6 +166,38 @@ def causal_loss(model: LanguageModel, batch: Batch) -> torch.Tensor:
     return cross_entropy(logits.flatten(0, 1), wanted).sum() / (wanted != -100).sum()
 
 
+class Preset(NamedTuple):
+    """A model's shape, and what it is measured on unless options say otherwise."""
+
+    model: Model
+    tokens: int = 1024
+    """Positions of a step."""
+    context: int = 256
+    """Positions of a row."""
+    vocabulary: int = 256
+    heads_vocabulary: int = 32_000
+    """Where further heads are what is measured."""
+    threads: int | None = None
+    """CPU threads; None for all cores."""
+    steps: int = 20
+    """Steps of each training loop that count."""
+    ahead: float = 1.0
+    """The bound on a CPU: our training speed with documents' masks, as a multiple of the fastest peer's."""
+
+
+PRESETS: dict[str, Preset] = {
+    # What most of sweeps/*.yaml train, often two runs at a time.
+    "sweeps": Preset(
+        Model(layers=6, width=64, heads=4), context=64, vocabulary=32, heads_vocabulary=32, threads=1, steps=100,
+        ahead=1.2,
+    ),
+    **{size: Preset(Model(size=size)) for size in SIZES},
+    "1M": Preset(Model(size="1M"), tokens=4096, ahead=1.1),
+    "30M": Preset(Model(size="30M"), ahead=1.05),
+}  # fmt: skip
+"""By name: the sweeps' shape, and the sizes of `lab models`."""
+
+
 class Setting(NamedTuple):
     """What training steps are measured on: random tokens, all of them trained on."""
 
@@ -270,31 +302,31 @@ def step_times(
 ) -> list[dict[str, Any]]:
     """Seconds of a training step by n and backward order; cells take turns by step, and the median counts.
 
-    Beside the time, what it should be by FLOPs alone: `beyond_flops` is (t_n / t_1) / (FLOPs_n / FLOPs_1), both of the
-    same order; null where n = 1 is not among `ns`. Orders share the model of their n. `listen` is told each round done.
+    `processor_seconds` are those of all threads together. Beside the time, what it should be by FLOPs alone:
+    `beyond_flops` is (t_n / t_1) / (FLOPs_n / FLOPs_1), both of the same order; null where n = 1 is not among `ns`.
+    Orders share the model of their n. `listen` is told each round done.
     """
     trainers = {n: setting.trainer(n, vocabulary) for n in ns}
     batches = {n: setting.batch(n, vocabulary) for n in ns}
-    seconds: dict[tuple[int, Order], list[float]] = {(n, order): [] for order in orders for n in ns}
+    times: dict[tuple[int, Order], list[Taken]] = {(n, order): [] for order in orders for n in ns}
     for step in range(steps + 1):
-        for (n, order), measured in seconds.items():
-            wait(setting.device)
-            started = time.perf_counter()
+        for (n, order), measured in times.items():
+            started = now(setting.device)
             trainers[n].step(batches[n], order)
-            wait(setting.device)
-            if step:  # the first warms up
-                measured.append(time.perf_counter() - started)
+            measured.append(now(setting.device) - started)
         listen(step)
+    seconds = {cell: medians(measured[1:]) for cell, measured in times.items()}  # the first step warms up
     flops = {n: training_flops_per_token(trainer.model, setting.context) for n, trainer in trainers.items()}
     rows = []
-    for (n, order), measured in seconds.items():
-        median, first = float(np.median(measured)), seconds.get((1, order))
-        relative = median / float(np.median(first)) if first else None
+    for (n, order), (median, processor) in seconds.items():
+        first = seconds.get((1, order))
+        relative = median / first.wall if first else None
         rows.append(
             {
                 "order": order,
                 "n": n,
                 "seconds": median,
+                "processor_seconds": processor,
                 "tokens_per_second": setting.tokens / median,
                 "flops_per_token": flops[n],
                 "flops_per_second": flops[n] * setting.tokens / median,
@@ -305,7 +337,26 @@ def step_times(
     return rows
 
 
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+class Taken(NamedTuple):
+    """Seconds that something took."""
+
+    wall: float
+    processor: float
+    """Of all threads of the process together, those that wait for others by spinning included. On a shared machine
+    other processes add nothing to it but what they do to the caches."""
+
+    def __sub__(self, other: "Taken") -> "Taken":
+        return Taken(self.wall - other.wall, self.processor - other.processor)
+
+
+def now(device: torch.device) -> Taken:
+    """Read both clocks, once the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return Taken(time.perf_counter(), time.process_time())
+
+
+def medians(taken: Sequence[Taken]) -> Taken:
+    """Return the medians of both times."""
+    wall, processor = np.median(np.array(taken), axis=0)
+    return Taken(float(wall), float(processor))
