@@ -146,6 +146,8 @@ def _one_line(config: type[Config], mapping: dict[str, Any], error: ErrorDetails
     allowed = str(context["error"]) if kind == "value_error" else error["msg"].removeprefix("Input ")
     allowed = allowed.replace("valid array", "list").replace("an object", "a mapping")
     allowed = allowed.replace("a valid boolean", "true or false")
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        allowed += "; quotes make text of it"
     for words_of_pydantic in ("Dictionary ", "List ", "Tuple ", "String "):
         allowed = allowed.removeprefix(words_of_pydantic)
     allowed = allowed.replace(" after validation", "")

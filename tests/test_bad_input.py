@@ -75,6 +75,14 @@ def override(text: str, *said: str) -> Case:
     return Case(f"override {text}", ["train", POLYNOMIALS, text], {}, said)
 
 
+def both(one: str, other: str, *said: str) -> Iterator[Case]:
+    """Overrides of which one takes away what the other sets, in either order."""
+    for first, second in ((one, other), (other, one)):
+        for line in ("train tiny.yaml", "data show tiny.yaml", "bench batches"):
+            arguments = [*line.split(), first, second]
+            yield Case(f"{line} {first} {second}", arguments, {"tiny.yaml": yaml.safe_dump(TINY)}, said)
+
+
 def sweep(changes: dict[str, Any], *said: str) -> Case:
     """Parts of a sweep that are changed; None leaves one out."""
     return changed("sweep status", SWEEP, changes, said)
@@ -265,6 +273,18 @@ CASES = [
     field("model=", "model: null", "mapping"),
     field("seed=", "seed: null", "integer"),
     field("task.prime.x=3", 'task.prime: {"x": 3}', "integer"),
+    *both("task.pause=1", "task.pause=2", "task.pause: is set by 'task.pause=", " and by 'task.pause=", "set once"),
+    *both("train={lr: 1e-3, clip: 2}", "train.lr=2e-3", "train.lr: is set by "),
+    *both("task.operators={neg: 1}", "task.operators.add=2", "task.operators.add: is set by ", "and all of task."),
+    *both("objective={name: parallel, n: 1}", "objective.n=2", "objective.n: is set by "),
+    *both("objective=parallel", "objective=next_token", "objective.name: is set by "),
+    *both("objective.weights=", "objective.weights.ratio=1", "all of objective.weights by 'objective.weights='"),
+    Case(
+        "bench batches execution.threads=3",
+        ["bench", "batches", "execution.threads=3"],
+        {},
+        ("execution.threads: is not allowed: what is measured has task, model",),
+    ),
     # Fields of every experiment
     field("trian.lr=1", "trian: unknown field", "did you mean 'train'?"),
     field("objective.n=true", "objective.n: true", "integer"),
@@ -406,6 +426,44 @@ CASES = [
     sweep({**FROM_SOURCE, "sources": {"first": {"task": {"prime": 5}}}}, "task: its token 3 is '-'", "vocabulary"),
     sweep({**FROM_SOURCE, "sources": {"first": {"model": {"width": 32}}}}, "model.width: 16", "should be 32, to fit"),
     sweep({"source": {}}, "it.yaml: source: unknown field", "did you mean 'sources'?"),
+    sweep(
+        {"axes": {"train.lr": [1e-3], "arm": {"fast": {"train": {"lr": 5e-3}}, "slow": {}}}},
+        "it.yaml: train.lr: is set by axes.train.lr and by axes.arm.fast; a field is set once",
+    ),
+    sweep(
+        {"axes": {"train.lr": [1e-3], "train": {"fast": {"lr": 5e-3}}}},
+        "it.yaml: train.lr: is set by axes.train.lr and by axes.train.fast",
+    ),
+    sweep(
+        {"axes": {"condition": {"a": {}, "b": {"seed": 1}}}},
+        "it.yaml: axes.condition: seed: 1 is not allowed: arms are paired",
+    ),
+    sweep(
+        {"axes": {"condition": {"a": {"task": {"pause": 1}}}, "arm": {"b": {"task": {"pause": 1}}}}},
+        "it.yaml: task.pause: is set by axes.condition.a and by axes.arm.b",
+    ),
+    sweep(
+        {"axes": {"task.operators.add": [2], "arm": {"a": {"task": {"operators": {"neg": 1}}}}}},
+        "it.yaml: task.operators.add: is set by axes.task.operators.add, and all of task.operators by axes.arm.a",
+    ),
+    sweep(
+        {"axes": {"objective.n": [2], "objective": {"a": {"name": "parallel", "n": 1}}}},
+        "it.yaml: objective.n: is set by axes.objective.n and by axes.objective.a",
+    ),
+    sweep({"axes": {"train.steps": [30], "train.flops": [1e11]}}, "train.steps: 30 is not allowed beside train.flops"),
+    sweep(
+        {"axes": {"train.lr": [1]}, "scales": {"cpu": {"budget": "x", "axes": {"arm": {"a": {"train": {"lr": 2}}}}}}},
+        "it.yaml: train.lr: is set by axes.train.lr and by axes.arm.a",
+    ),
+    sweep(
+        {"axes": {"train.lr": [1]}, "scales": {"cpu": {"budget": "x", "baseline": {"train": {"lr": 2}}}}},
+        "it.yaml: scales.cpu.baseline.train.lr: 2 is not allowed: the axes under `axes` move it in every run",
+    ),
+    sweep(
+        {**FROM_SOURCE, "axes": {"init_from": ["first"], "seed": [0]}, "sources": {"first": {"seed": 3}}},
+        "it.yaml: seed: is set by axes.seed and by sources.first",
+    ),
+    sweep({**FROM_SOURCE, "sources": {"first": {}, "frist": {}}}, "sources.frist: is not allowed: no run begins from"),
     # Studies
     study({"spaces": {}}, "it.yaml: spaces: unknown field", "did you mean 'space'?"),
     study({"space": {}}, "it.yaml: space: {} is not allowed: needs at least one field"),
@@ -435,6 +493,25 @@ CASES = [
         {"space": {"train.clip": {"choices": [1, 2]}, "train.lr": {"choices": [1], "when": {"train.clip": 3}}}},
         "space.train.lr.when.train.clip: '3' is no choice; allowed: 1, 2",
     ),
+    study(
+        {"arms": {"arm": {"fast": {"train": {"lr": 5e-3}}, "slow": {}}}},
+        "it.yaml: train.lr: is set by arms.arm.fast and by space.train.lr; a field is set once",
+    ),
+    study(
+        {"arms": {"train.clip": [1.0], "arm": {"a": {"train": {"clip": 2.0}}}}},
+        "it.yaml: train.clip: is set by arms.train.clip and by arms.arm.a",
+    ),
+    study(
+        {"space": {"train": {"choices": {"a": {"lr": 1, "clip": 2}}}, "train.lr": {"choices": [2]}}},
+        "it.yaml: train.lr: is set by space.train.a and by space.train.lr",
+    ),
+    study(
+        {"scales": {"cpu": {"budget": "x", "baseline": {"train": {"lr": 2}}}}},
+        "it.yaml: scales.cpu.baseline.train.lr: 2 is not allowed: `arms` or `space` moves it in every run",
+    ),
+    study({"baseline": {**TINY, "seed": 3}}, "it.yaml: baseline.seed: is not allowed: `seeds` says"),
+    study({"scales": {"cpu": {"budget": "x", "baseline": {"seed": 3}}}}, "it.yaml: baseline.seed: is not allowed"),
+    study({"space": {"train.clip": {"choices": [1, 1.0]}}}, "space.train.clip: ", "choices should differ"),
     study({"space": {"seed": {"low": 1, "high": 9}}}, "space.seed: is not allowed: `seeds` says"),
     study({"arms": {"seed": [1, 2]}}, "arms.seed: is not allowed: `seeds` says"),
     study({"arms": {"objective.n": []}}, "arms.objective.n: should be a list or a mapping, of one value"),

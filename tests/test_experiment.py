@@ -133,6 +133,18 @@ def test_naming_an_objective_selects_it() -> None:
         experiment_from(overridden({"task": "polynomials", "objective": "next_token"}, ["objective=parallel"]), "")
 
 
+def test_overrides_have_no_order() -> None:
+    recipe = {"task": "polynomials"}
+    one, other = (
+        experiment_from(overridden(recipe, texts), "")
+        for texts in (["objective.n=3", "objective=parallel"], ["objective=parallel", "objective.n=3"])
+    )
+    assert one == other
+    assert (one.objective.name, one.objective.n) == ("parallel", 3)
+    law = ["objective.weights.ratio=0.25", "objective.weights=geometric", "objective.n=3"]
+    assert tiny(*law) == tiny(*reversed(law)) == tiny("objective={n: 3, weights: {name: geometric, ratio: 0.25}}")
+
+
 def test_overrides_are_yaml() -> None:
     assert parse_override("train.lr=1e-3") == ("train.lr", 0.001)
     assert parse_override("a.b=[1, 2]") == ("a.b", [1, 2])

@@ -79,14 +79,20 @@ def data(count: int, as_json: bool) -> None:
 def batches(overrides: tuple[str, ...], steps: int, threads: int, as_json: bool) -> None:
     """Packing with document masks against padding and length buckets, in useful tokens a second of training.
 
-    On datasets/polynomials.yaml with the 1M model; OVERRIDES change any of its fields.
+    On datasets/polynomials.yaml with the 1M model; OVERRIDES change fields of task, model and objective,
+    train.batch_tokens and the seed, as in `lab train`.
     """
     import torch
 
     from lab.analysis.speed import layouts
-    from lab.experiments.experiment import load_experiment
+    from lab.errors import BadInput
+    from lab.experiments.experiment import load_experiment, paths_set
 
     experiment = load_experiment("datasets/polynomials.yaml", overrides)
+    measured = ("task", "model", "objective", "train.batch_tokens", "seed")
+    for path in paths_set(overrides):
+        if not path.startswith(measured):
+            raise BadInput(f"{path}: is not allowed: what is measured has {', '.join(measured)} alone")
     torch.set_num_threads(threads)
     tokens = experiment.train.batch_tokens
     say(f"{experiment.model.label}, {tokens} tokens a step, {threads} threads, {steps} steps of each layout")

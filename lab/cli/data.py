@@ -49,7 +49,9 @@ def show(
 ) -> None:
     """Show examples of RECIPE (a YAML file, e.g. datasets/polynomials.yaml).
 
-    OVERRIDES change its fields: task.pause=5, task.tokens=bytes, seed=3. `lab train --help` lists them all.
+    OVERRIDES change its fields, each once: task.pause=5, task.tokens=bytes, seed=3. A mapping of fields leaves the
+    others as they are; one that is a value, as task.operators={neg: 1}, replaces the whole, and task.operators.neg=2
+    sets one entry of it. `lab train --help` lists all fields.
     """
     from lab.experiments.experiment import load_experiment
 

@@ -32,9 +32,12 @@ class _WithFields(click.Command):
 def train(recipe: str, overrides: tuple[str, ...], store: Path, time_limit: float | None, as_json: bool) -> None:
     """Train one model on RECIPE (a YAML file, e.g. datasets/polynomials.yaml, or a run's config.yaml).
 
-    OVERRIDES set fields: `model.size=10M objective=parallel objective.n=2 train.lr=1e-3`. Naming a task or an objective
-    selects it; its fields then start from their defaults. A finished run is not redone, an interrupted one goes on from
-    its last checkpoint.
+    OVERRIDES set fields, in any order and each field once: `model.size=10M objective=parallel objective.n=2
+    train.lr=1e-3`. Values are YAML 1.2. Naming another task or objective than the file's starts from its defaults. A
+    mapping of fields, `train={lr: 1e-3, clip: 2}`, leaves the others as they are; a mapping that is a value (weights by
+    name, parts of a mixture), `task.operators={neg: 1}`, replaces the whole, as lists do, and a path that goes on into
+    it, `task.operators.neg=2`, sets one entry. A finished run is not redone, an interrupted one goes on from its last
+    checkpoint.
 
     `init_from=runs/LABEL` finetunes: training begins with the final weights of that run. The model is its trunk with
     the heads of this run's objective: those that both have are kept, others dropped, or added with random weights.

@@ -209,6 +209,16 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key, parse_value(value, f"override '{text}'")
 
 
+def paths_set(overrides: Iterable[str]) -> list[str]:
+    """The dotted paths of the fields that overrides set.
+
+    Raises:
+        BadInput: one is no override, or two set one field.
+    """
+    layer = combine((f"'{text}'", setting(*parse_override(text))) for text in overrides)
+    return [".".join(path) for path, _ in layers.leaves(Experiment, layer)]
+
+
 def overridden(mapping: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """An experiment's fields with overrides.
 

@@ -106,7 +106,8 @@ class StudyFile(Config):
     """Experiment fields that all trials share, unless an arm or the search moves them."""
     arms: dict[str, Any] = {}
     """Values by field, a list or a mapping from names to values; every combination is an arm, searched on its own. The
-    names of `arm`, which is no field, stand for mappings of several."""
+    names of `arm`, which is no field, stand for mappings of several. Nothing of `arms` and `space` may set one field
+    twice."""
     space: dict[str, Dimension]
     """What is searched, by field (`key.sub`)."""
     trials: int = Field(default=16, ge=1, le=100_000)

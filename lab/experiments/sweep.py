@@ -124,10 +124,11 @@ class SweepFile(Config):
     axes: dict[str, Values] = {}
     """Values by field (`key.sub`), the slowest first; the cells are their product. Values that are mappings are given
     by name, as a mapping of names to values; tables and figures then have the names. The axes `arm` and `condition`
-    are no fields: their values are mappings of several; arms are compared with the first, under each condition."""
+    are no fields: their values are mappings of several; arms are compared with the first, under each condition. No two
+    axes may set one field."""
     sources: dict[str, dict[str, Any]] = {}
     """Runs that cells begin from, by the name that `init_from` gives them: experiment fields, laid over the baseline. A
-    source has the seed and the model of its cell; other axes do not move it."""
+    source has the seed and the model of its cell, where they are axes; other axes do not move it."""
     scales: dict[str, Scale] = Field(min_length=1)
     """The sizes at which the sweep can be run."""
 
