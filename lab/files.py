@@ -1,7 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and that one process at a time writes."""
 
 import contextlib
+import errno
+import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +28,14 @@ def whole(path: Path) -> Iterator[Path]:
     What is at `path` is the old content or the new one, also after a crash of the machine.
 
     Raises:
-        OSError: the file cannot be written; it is named.
+        OSError: the file cannot be written, or is write-protected; it is named.
     """
-    fresh = path.with_name(path.name + ".new")
+    fresh = path.with_name(f".{path.name}.new")  # hidden: nobody else's
     try:
+        if (
+            path.exists() and not stat.S_IMODE(path.stat().st_mode) & 0o222
+        ):  # a folder's right to replace it is no leave
+            raise PermissionError(errno.EACCES, "is write-protected", str(path))
         yield fresh
         with fresh.open("rb") as file:
             os.fsync(file.fileno())
@@ -40,3 +47,25 @@ def whole(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename is None:  # a write, unlike an open, does not say where
             error.filename = str(path)
         raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process is inside for the same folder: they wait. One that is killed lets go at once.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    path = folder / ".lock"
+    while True:
+        lock = path.open("w")
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                break
+        lock.close()  # the one who held it removed it: what was waited for is no longer there
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.close()

@@ -228,9 +228,7 @@ def test_a_run_that_others_begin_from(name: str, lab: Any) -> None:
     assert str(run.path) in lab(*words).said
 
 
-TABLES = sorted(
-    each for each in figures.names() if hasattr(figures._load(home() / "figures" / f"{each}.py"), "TABLE")
-)
+TABLES = sorted(each for each in figures.names() if hasattr(figures._load(home() / "figures" / f"{each}.py"), "TABLE"))
 
 
 @pytest.mark.parametrize("figure", TABLES)

@@ -417,9 +417,11 @@ def test_kept_results_need_no_source_and_a_missing_one_runs_its_source_again(
 
     keep_results(table, results)
     assert [state.name for _, state in runs(sweep, tmp_path / "empty")] == ["done"] * 12
+    table.unlink()
     keep_results(table, results[4:])
     ran = lab("sweep", "run", path, "--store", tmp_path / "empty")
     assert "8 runs, 8 done before, 0 to do" in ran.stderr, "sources are not wanted for themselves"
+    table.unlink()
     keep_results(table, results[:-1])
     found = runs(sweep, tmp_path / "empty")
     assert [state.name for _, state in found] == ["done"] * 3 + ["waiting"] + ["done"] * 7 + ["waiting"]

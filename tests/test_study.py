@@ -655,7 +655,7 @@ def test_kept_trials_need_no_database(
     monkeypatch.setattr(studies, "home", lambda: tmp_path)
     ran = lab("study", "keep", study.path, "--store", str(store), "--json")
     table = tmp_path / "results" / "studies" / "study.cpu.jsonl"
-    assert json.loads(ran.stdout) == {"table": str(table), "trials": 8}
+    assert json.loads(ran.stdout) == {"table": str(table), "trials": 8, "added": 8, "differing": [], "replaced": []}
     rows = Search(study, default_url(study, store), begin=False).rows()
     assert studies.trials(study, tmp_path / "empty") == (rows, None)
     assert studies.complete(study, tmp_path / "empty") == rows

@@ -13,7 +13,6 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning.pytorch as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -45,6 +44,7 @@ from lab.learning.callbacks import Checkpoint, Record
 from lab.learning.data import Step
 from lab.learning.module import LearningModule
 from lab.learning.settings import Train
+from lab.learning.trainer import L, alone
 from lab.models.decoder import inner_width
 from lab.objectives.backward import backward_order
 from lab.objectives.cost import non_embedding_parameters, training_flops_per_token
@@ -321,11 +321,12 @@ def in_lightning(setting: Setting, vocabulary: int, steps: int, turns: Iterator[
             Record(experiment.execution.log_every, lambda _: None),
             Checkpoint(directory.checkpoint, experiment.execution.checkpoint_every, lambda: False),
         ]
-        trainer = build_trainer(experiment, directory, setting.device, 0, callbacks)
-        try:
-            trainer.fit(LearningModule(model, train, questions=0), DataLoader(_Same(step), batch_size=None))
-        except SystemExit as error:  # Lightning's answer to Ctrl-C
-            raise KeyboardInterrupt from error
+        with alone():
+            trainer = build_trainer(experiment, directory, setting.device, 0, callbacks)
+            try:
+                trainer.fit(LearningModule(model, train, questions=0), DataLoader(_Same(step), batch_size=None))
+            except SystemExit as error:  # Lightning's answer to Ctrl-C
+                raise KeyboardInterrupt from error
     return model
 
 

@@ -73,6 +73,9 @@ time_limit_option = click.option(
 )
 
 
+cpu_option = click.option("--cpu", is_flag=True, help="Carry out on the CPU what is meant for a GPU (bf16).")
+
+
 def say(text: str) -> None:
     """A line for people, on standard error: standard output is for results."""
     click.echo(text, err=True)

@@ -9,7 +9,7 @@ from lab import __version__
 from lab.cli import analyze, bench, cost, data, decode, figures, models, report, study, sweep, train
 from lab.cli.console import LogLines, fail, say
 from lab.cli.streams import lenient
-from lab.errors import BadInput, Failure
+from lab.errors import BadInput, Failure, one_line
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -54,5 +54,7 @@ def _run() -> None:
         fail(str(error), 1)
     except OSError as error:
         fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+    except ImportError as error:
+        fail(f"what the lab needs cannot be imported: {one_line(error)}", 1)
     except (KeyboardInterrupt, click.Abort):
         fail("interrupted; a run goes on from its last checkpoint when the command is given again", 130)

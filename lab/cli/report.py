@@ -11,7 +11,10 @@ from lab.cli.console import Place, as_json, print_json, print_table, say, store_
 @click.command()
 @click.argument("sweeps", nargs=-1, metavar="[SWEEPS]...")
 @click.option("--scale", default="cpu", show_default=True, help="The sweeps' scale.")
-@click.option("--page", type=Place(dir_okay=False), help="Also write it all, with every run, as Markdown to this file.")
+@click.option(
+    "--page", type=Place(dir_okay=False),
+    help="Also write it all, with every run, as Markdown to this file: a new one, or an earlier page of these sweeps.",
+)  # fmt: skip
 @store_option
 @as_json
 def report(sweeps: tuple[str, ...], scale: str, page: Path | None, store: Path, as_json: bool) -> None:
@@ -30,13 +33,14 @@ def report(sweeps: tuple[str, ...], scale: str, page: Path | None, store: Path, 
     too.
     """
     from lab.errors import BadInput, Missing
-    from lab.experiments.store import write_text
     from lab.experiments.sweep import load_sweep
     from lab.home import home
     from lab.report.figures import complete
-    from lab.report.page import LEGEND, markdown
+    from lab.report.page import LEGEND, sections, write
     from lab.report.verdicts import document
 
+    if page is not None:
+        sections(page)  # before anything is worked out
     ours = sorted(path for path in (home() / "sweeps").glob("*.yaml") if not path.stem.startswith("study_"))
     documents: list[dict[str, Any]] = []
     unstated, unfinished = [], []
@@ -59,8 +63,7 @@ def report(sweeps: tuple[str, ...], scale: str, page: Path | None, store: Path, 
         if paths:
             say(f"left out, {why}: {', '.join(paths)}")
     if page is not None:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        write_text(page, markdown(documents))
+        write(page, documents)
     if as_json:
         print_json(documents)
         return

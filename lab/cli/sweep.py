@@ -4,18 +4,33 @@ import signal
 import time
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lab.cli.console import Place, about, as_json, bars, deadline, print_json, say, store_option, time_limit_option
-from lab.errors import BadInput, Failure
+from lab.cli.console import (
+    Place,
+    about,
+    as_json,
+    bars,
+    cpu_option,
+    deadline,
+    print_json,
+    say,
+    store_option,
+    time_limit_option,
+)
+from lab.errors import BadInput, Failure, MachineFault
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
     from rich.progress import TaskID
 
     from lab.experiments.sweep import Cell, State
+    from lab.experiments.workers import Listen, Outcome
     from lab.learning.progress import Progress
 
 sweep_argument = click.argument("path", metavar="SWEEP")
@@ -41,6 +56,7 @@ def sweep() -> None:
 @click.option(
     "--only", multiple=True, metavar="IDENTITY", help="Only this run, and its source; several times for more."
 )
+@cpu_option
 @store_option
 @as_json
 def run(
@@ -51,6 +67,7 @@ def run(
     retry: bool,
     weights: bool,
     only: tuple[str, ...],
+    cpu: bool,
     store: Path,
     as_json: bool,
 ) -> None:
@@ -58,59 +75,37 @@ def run(
 
     A finished run is not redone, whether its result lies in the store or among the committed results/; an interrupted
     one goes on from its last checkpoint; a failed one is recorded and does not stop the others. Sources run when a run
-    waits for them, and before it. When all are done, their scores are shown, as `lab sweep show` does.
+    waits for them, and before it. When all are done, their scores are shown, as `lab sweep show` does. Where the
+    machine stands in the way (a full disk, workers that cannot begin) the sweep stops, and no run is blamed.
     """
     from lab.experiments.sweep import load_sweep, runs
-    from lab.experiments.workers import carry_out
+    from lab.experiments.workers import carry_out, check_device, on_the_cpu
 
     end = deadline(time_limit)
     loaded = load_sweep(path, scale)
     found = _chosen(runs(loaded, store, weights), only)
     names = {cell.experiment.identity: _name(cell.axes) for cell, _ in found}
     todo = [cell.experiment for cell, state in found if not state.result and (retry or not state.reason)]
+    if cpu:
+        todo = list(map(on_the_cpu, todo))
+    check_device(todo, f"{path}, scale {scale}")
     ends: Counter[str] = Counter(state.name for _, state in found if state.result or (state.reason and not retry))
     failed = f", {ends['failed']} failed before" if ends["failed"] else ""
     say(f"{path}, scale {scale}: {len(found)} runs, {ends['done']} done before{failed}, {len(todo)} to do")
-    if todo:
-        with bars() as shown:
-            total = shown.add_task(loaded.name, total=len(found), completed=ends["done"], about="runs")
-            lines: dict[str, TaskID] = {}
-
-            def count() -> None:
-                counts = {"running": len(lines), **{state: ends[state] for state in ("failed", "busy")}}
-                counts["waiting"] = len(found) - ends.total() - len(lines)
-                told = [f"{number} {state}" for state, number in counts.items() if number]
-                shown.update(total, completed=ends["done"], about=" · ".join(["runs", *told]))
-
-            def listen(identity: str, progress: "Progress") -> None:
-                if identity not in lines:
-                    lines[identity] = shown.add_task(names[identity], total=progress.steps, about="")
-                    count()
-                shown.update(lines[identity], completed=progress.step, about=about(progress))
-
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: runs stop at a checkpoint
-            started = time.monotonic()
-            count()
-            with closing(carry_out(todo, store, workers, end, listen)) as outcomes:
-                for outcome in outcomes:
-                    ends[outcome.state] += 1
-                    name = names[outcome.experiment.identity]
-                    if outcome.experiment.identity in lines:
-                        shown.remove_task(lines.pop(outcome.experiment.identity))
-                    count()
-                    if outcome.state != "stopped":
-                        minutes = (time.monotonic() - started) / 60
-                        line = f"{minutes:5.1f} min  {outcome.state}  {name}  {outcome.reason}"
-                        shown.console.print(line, highlight=False, markup=False, soft_wrap=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: runs stop at a checkpoint
+    fault = _watched(loaded.name, names, ends, partial(carry_out, todo, store, workers, end)) if todo else None
     if as_json:
         counts = {state: ends[state] for state in ("done", "failed", "stopped", "busy", "waiting")}
         print_json({"sweep": path, "scale": scale, "runs": len(found), **counts})
     left = len(found) - ends["done"]
-    options = [*(["--weights"] if weights else []), *(word for identity in only for word in ("--only", identity))]
+    flags = [flag for flag, given in (("--weights", weights), ("--cpu", cpu)) if given]
+    options = [*flags, *(word for identity in only for word in ("--only", identity))]
     again = loaded.command(store, options=[*options, *(["--retry"] if left == ends["failed"] else [])])
     say(f"{ends['done']} of {len(found)} runs done" + (f"; go on with: {again}" if left else ""))
     if not left and not only and not as_json:
         click.get_current_context().invoke(show, path=path, scale=scale, store=store)
+    if fault:
+        raise fault
     if ends["failed"]:
         raise Failure(f"failed: {ends['failed']} of {len(found)} runs; see: {loaded.command(store, 'status')}")
 
@@ -158,13 +153,16 @@ def status(path: str, scale: str, store: Path, as_json: bool) -> None:
     show_default=True,
     help="The last weights, or those that did best on validation, or on test itself, while training.",
 )
-@click.option("--table", type=Place(dir_okay=False), help="Also write the whole tidy table as CSV.")
+@click.option(
+    "--table", type=Place(dir_okay=False),
+    help="Also write the whole tidy table as CSV to this file: a new one, or an earlier table of these runs.",
+)  # fmt: skip
 @store_option
 @as_json
 def show(path: str, scale: str, split: str, checkpoint: str, table: Path | None, store: Path, as_json: bool) -> None:
     """Show the scores of SWEEP's finished runs, not of its sources: means over seeds with their 95 % intervals."""
     from lab.experiments.sweep import load_sweep, states
-    from lab.report.tables import score_tables, tidy
+    from lab.report.tables import score_tables, tidy, write_csv
 
     loaded = load_sweep(path, scale)
     found = list(zip(loaded.cells, states(loaded, store), strict=True))
@@ -178,8 +176,7 @@ def show(path: str, scale: str, split: str, checkpoint: str, table: Path | None,
     if checkpoint not in set(frame.checkpoint):
         raise BadInput(f"--checkpoint: {checkpoint} is not allowed: {path} runs without evaluation.{checkpoint}: true")
     if table is not None:
-        table.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(table, index=False)
+        write_csv(table, frame)
     task = loaded.cells[0].experiment.task.build()
     arms = [axis for axis in loaded.axes if axis != "seed"]
     chosen = frame[(frame.checkpoint == checkpoint) & (frame.split == split)]
@@ -197,32 +194,82 @@ def show(path: str, scale: str, split: str, checkpoint: str, table: Path | None,
 @sweep.command()
 @sweep_argument
 @scale_option
+@click.option(
+    "--replace", multiple=True, metavar="IDENTITY",
+    help="Let this run's kept result go for the one in the store; several times for more.",
+)  # fmt: skip
 @store_option
 @as_json
-def keep(path: str, scale: str, store: Path, as_json: bool) -> None:
-    """Copy the finished results of SWEEP into results/, where they are committed and count as done from then on.
+def keep(path: str, scale: str, replace: tuple[str, ...], store: Path, as_json: bool) -> None:
+    """Add the finished results of SWEEP to results/, where they are committed and count as done from then on.
 
-    Those that another sweep has kept there are not written again.
+    What is kept stays as it is: of a run that was carried out again the kept result, unless --replace names it; and
+    those that another sweep has kept there are not written again.
     """
-    from lab.experiments.store import keep_results, kept_results
+    from lab.experiments.store import keep_results, own_table
     from lab.experiments.sweep import load_sweep, runs
     from lab.home import home
 
     loaded = load_sweep(path, scale)
     found = runs(loaded, store)
+    target, alone = own_table(path, loaded.name, scale, home() / "results")
     results = [state.result for _, state in found if state.result is not None]
     if not results:
         raise Failure(f"{path}, scale {scale}: no run is finished yet; begin with: {loaded.command(store)}")
-    target = home() / "results" / f"{loaded.name}.{scale}.jsonl"
-    others = kept_results(but=target)
-    own = [result for result in results if result["identity"] not in others]
-    if own:
-        keep_results(target, own)
+    cells = {cell.experiment.identity for cell in (*loaded.sources, *loaded.cells)}
+    told = keep_results(target, results, replace, None if alone else cells)
     if as_json:
-        print_json({"table": str(target), "results": len(own), "elsewhere": len(results) - len(own)})
-    else:
-        shared = f", {len(results) - len(own)} more in other tables beside it" if len(own) < len(results) else ""
-        click.echo(f"{len(own)} of {len(found)} results in {target}{shared}")
+        counts = {"results": len(told.here), "elsewhere": len(told.elsewhere), "added": len(told.added)}
+        print_json({"table": str(target), **counts, "differing": told.differing, "replaced": told.replaced})
+        return
+    shared = f", {len(told.elsewhere)} more in other tables beside it" if told.elsewhere else ""
+    click.echo(f"{len(told.here)} of {len(found)} results in {target}, {len(told.added)} of them new{shared}")
+    if told.replaced:
+        click.echo(f"replaced: {' '.join(told.replaced)}")
+    if told.differing:
+        say(
+            f"{len(told.differing)} were carried out again since they were kept; the kept ones stay, unless "
+            f"--replace names them: {' '.join(told.differing)}"
+        )
+
+
+def _watched(
+    sweep: str, names: dict[str, str], ends: Counter[str], carry_out: "Callable[[Listen], Generator[Outcome]]"
+) -> MachineFault | None:
+    """Show how runs are carried out, by their identities' `names`, and count how they end; returns what stopped it."""
+    with bars() as shown:
+        total = shown.add_task(sweep, total=len(names), completed=ends["done"], about="runs")
+        lines: dict[str, TaskID] = {}
+
+        def count() -> None:
+            counts = {"running": len(lines), **{state: ends[state] for state in ("failed", "busy")}}
+            counts["waiting"] = len(names) - ends.total() - len(lines)
+            told = [f"{number} {state}" for state, number in counts.items() if number]
+            shown.update(total, completed=ends["done"], about=" · ".join(["runs", *told]))
+
+        def listen(identity: str, progress: "Progress") -> None:
+            if identity not in lines:
+                lines[identity] = shown.add_task(names[identity], total=progress.steps, about="")
+                count()
+            shown.update(lines[identity], completed=progress.step, about=about(progress))
+
+        started = time.monotonic()
+        count()
+        try:
+            with closing(carry_out(listen)) as outcomes:
+                for outcome in outcomes:
+                    ends[outcome.state] += 1
+                    name = names[outcome.experiment.identity]
+                    if outcome.experiment.identity in lines:
+                        shown.remove_task(lines.pop(outcome.experiment.identity))
+                    count()
+                    if outcome.state != "stopped":
+                        minutes = (time.monotonic() - started) / 60
+                        line = f"{minutes:5.1f} min  {outcome.state}  {name}  {outcome.reason}"
+                        shown.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        except MachineFault as error:
+            return error
+    return None
 
 
 def _chosen(found: "list[tuple[Cell, State]]", only: tuple[str, ...]) -> "list[tuple[Cell, State]]":

@@ -42,6 +42,8 @@ def train(recipe: str, overrides: tuple[str, ...], store: Path, time_limit: floa
     `init_from=runs/LABEL` finetunes: training begins with the final weights of that run. The model is its trunk with
     the heads of this run's objective: those that both have are kept, others dropped, or added with random weights.
     """
+    import torch
+
     from lab.experiments.experiment import load_experiment
     from lab.experiments.store import RunDirectory, find_run
 
@@ -50,6 +52,9 @@ def train(recipe: str, overrides: tuple[str, ...], store: Path, time_limit: floa
 
     directory = RunDirectory(store, experiment)
     done_before = directory.read_result() is not None
+    chosen = experiment.execution.device == "auto" and not torch.cuda.is_available()
+    if experiment.precision == "bf16" and chosen and not done_before:
+        say("trains in bf16 on the CPU, slowly: this machine has no GPU that torch can use")
     end = deadline(time_limit)
     say(str(directory.path))
     with stopping() as stop, bars() as shown:
@@ -76,5 +81,5 @@ def train(recipe: str, overrides: tuple[str, ...], store: Path, time_limit: floa
     from lab.report.tables import score_tables, tidy
 
     frame = tidy([(Cell(experiment, {}), result)])
-    chosen = frame[(frame.checkpoint == "final") & (frame.split == "test")]
-    print_scores(score_tables(chosen, ["n"], experiment.task.build()), "test, final weights")
+    final = frame[(frame.checkpoint == "final") & (frame.split == "test")]
+    print_scores(score_tables(final, ["n"], experiment.task.build()), "test, final weights")

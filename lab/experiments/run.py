@@ -8,12 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import numpy as np
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import save_file
 
 from lab.errors import BadInput, Failure, one_line
@@ -27,6 +23,7 @@ from lab.learning.data import StepsDataModule, by_set, questions
 from lab.learning.evaluation import evaluate
 from lab.learning.module import LearningModule
 from lab.learning.progress import Progress
+from lab.learning.trainer import L, LightningEnvironment, Logger, SIGTERMException, TensorBoardLogger, alone
 from lab.models.decoder import recompute
 from lab.objectives import LanguageModel, build_model
 from lab.objectives.backward import Order, backward_order
@@ -117,13 +114,14 @@ def execute(
 
             # Before the checkpoint: a run that is killed after that one does not come to this step again.
             callbacks.insert(0, Snapshots(experiment.execution.snapshots, save))
-        trainer = build_trainer(experiment, directory, device, step, callbacks)
-        try:
-            trainer.fit(module, data, ckpt_path=saved, weights_only=True)
-        except SIGTERMException:  # Lightning's own end of a run that was told to stop
-            return None
-        except SystemExit as error:  # Lightning's answer to Ctrl-C
-            raise KeyboardInterrupt from error
+        with alone():
+            trainer = build_trainer(experiment, directory, device, step, callbacks)
+            try:
+                trainer.fit(module, data, ckpt_path=saved, weights_only=True)
+            except SIGTERMException:  # Lightning's own end of a run that was told to stop
+                return None
+            except SystemExit as error:  # Lightning's answer to Ctrl-C
+                raise KeyboardInterrupt from error
         if trainer.global_step < experiment.train.steps:
             return None
 

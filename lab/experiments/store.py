@@ -11,15 +11,16 @@ import shutil
 import struct
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lab.errors import BadInput, Failure, one_line
+from lab.config import did_you_mean
+from lab.errors import BadInput, Failure, MachineFault, blamed
 from lab.experiments.experiment import Experiment, dump_yaml, load_experiment
-from lab.files import located, whole
+from lab.files import located, locked, whole
 from lab.home import home
 
 Result = dict[str, Any]
@@ -61,18 +62,19 @@ class RunDirectory:
     def claimed(self) -> Iterator[None]:
         """Hold the run, so that no other process works on it; a killed holder lets go at once.
 
-        Whatever fails inside is left in failure.json.
+        Whatever fails inside is left in failure.json, unless it is the machine's fault.
 
         Raises:
             Busy: another process holds it.
-            Failure: the store cannot be written, or something failed inside.
+            MachineFault: the store cannot be written, or the machine stood in the way of what is inside.
+            Failure: something failed inside.
         """
         fresh = not self.path.exists()
         try:
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
             lock = (self.path / "lock").open("wb")
         except OSError as error:
-            raise Failure(f"{self.path}: cannot be written: {error.strerror}") from None
+            raise MachineFault(f"{self.path}: cannot be written: {error.strerror}") from None
         with lock:
             try:
                 # The process's own: unlike flock's, not shared with its data workers, who may outlive it by seconds.
@@ -89,10 +91,11 @@ class RunDirectory:
                     shutil.rmtree(self.path)
                 raise
             except Exception as error:
-                reason = one_line(error)
-                with suppress(OSError):  # a disk that is full, or a store that vanished, keeps no record either
-                    write_json(self.failure, {"reason": reason, "traceback": traceback.format_exc()})
-                raise Failure(f"{self.path}: {reason}") from error
+                kind, reason = blamed(error)
+                if kind is Failure:
+                    with suppress(OSError):  # a disk that is full, or a store that vanished, keeps no record either
+                        write_json(self.failure, {"reason": reason, "traceback": traceback.format_exc()})
+                raise kind(f"{self.path}: {reason}") from error
 
     def is_held(self) -> bool:
         """Whether another process works on the run; False where that cannot be told (elsewhere than on Linux).
@@ -177,20 +180,29 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def kept_results(folder: Path | None = None, but: Path | None = None) -> dict[str, Result]:
-    """The results committed under results/, by identity; those of the table `but` left out.
+def kept_results(folder: Path | None = None) -> dict[str, Result]:
+    """The results committed under results/, by identity.
 
     Raises:
         BadInput: a line of a table is not a result, or it is no table.
     """
     results = {}
-    for table in sorted({*(folder or home() / "results").glob("*.jsonl")} - {but}):
-        try:
-            state = table.stat()
-            results.update(_kept(table, (state.st_ino, state.st_mtime_ns, state.st_size)))
-        except OSError as error:
-            raise BadInput(f"{table}: cannot be read: {error.strerror}") from None
+    for table in sorted((folder or home() / "results").glob("*.jsonl")):
+        results.update(read_table(table))
     return results
+
+
+def read_table(table: Path) -> dict[str, Result]:
+    """The results of a committed table, by identity.
+
+    Raises:
+        BadInput: it cannot be read, or a line of it is not a result.
+    """
+    try:
+        state = table.stat()
+        return _kept(table, (state.st_ino, state.st_mtime_ns, state.st_size))
+    except OSError as error:
+        raise BadInput(f"{table}: cannot be read: {error.strerror}") from None
 
 
 @cache
@@ -221,13 +233,115 @@ def _is_result(content: Any) -> bool:
     return named and bool(scored) and all(scored)
 
 
-def keep_results(table: Path, results: list[Result]) -> None:
-    """Write results as a committed table: one JSON object a line, tables by column (a third of the size of rows)."""
-    lines = []
-    for result in results:
-        tables = {name: _columns(result[name]) for name in _TABLES & result.keys()}
-        lines.append(json.dumps({**result, **tables}) + "\n")
-    write_text(table, "".join(lines))
+def own_table(path: str, name: str, scale: str, folder: Path) -> tuple[Path, bool]:
+    """Where what a sweep or study at `path` leaves is kept in `folder`, and whether that place is its alone.
+
+    Its alone are the places of the lab's own files, which lie in sweeps/: another file of such a name has none.
+
+    Raises:
+        BadInput: the place is another file's.
+    """
+    table, ours = folder / f"{name}.{scale}.jsonl", home() / "sweeps" / f"{name}.yaml"
+    if table.parent != folder:
+        raise BadInput(f"{path}: scale '{scale}' is not allowed: it is part of a file's name")
+    found = next(each for each in (Path(path), home() / path) if each.is_file())
+    if ours.is_file() and not ours.samefile(found):
+        raise BadInput(f"{path}: {table} is the place of {ours}, which has the same name; give this file another name")
+    return table, ours.is_file()
+
+
+class Kept(NamedTuple):
+    """What became of results that were to be kept, by identity."""
+
+    here: list[str]
+    """In the table now."""
+    elsewhere: list[str]
+    """In other tables beside it, where they were kept before."""
+    added: list[str]
+    differing: list[str]
+    """Kept before, with another content, which stays."""
+    replaced: list[str]
+    """Kept before, with another content, which had to go."""
+
+
+def keep_results(
+    table: Path, results: Sequence[Result], replace: Collection[str] = (), known: Collection[str] | None = None
+) -> Kept:
+    """Add results to a committed table: one JSON object a line, tables by column (a third of the size of rows).
+
+    What was kept before, there or in a table beside it, stays as it is, byte for byte.
+
+    Args:
+        table: where; its folder holds the other tables.
+        results: what to keep.
+        replace: identities of results whose kept content goes, wherever it is, for that of `results`.
+        known: the only identities that the table may hold, if it is not the sweep's alone.
+
+    Raises:
+        BadInput: a table is damaged; this one holds others than the `known`; or of `replace` nothing is kept, or given.
+    """
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with locked(table.parent):
+        # What is kept now, and where; this table first.
+        others = sorted({*table.parent.glob("*.jsonl")} - {table})
+        held = {each: _held(each) for each in (table, *others)}
+        unknown = [identity for identity, _ in held[table] if known is not None and identity not in known]
+        if unknown:
+            raise BadInput(
+                f"{table}: holds {len(unknown)} results that are none of this sweep's, such as {unknown[0]}: they may "
+                "be of another sweep of this name; give this one's file another name"
+            )
+        place = {identity: each for each in reversed(held) for identity, _ in held[each]}
+        before = {identity: line for each in reversed(held) for identity, line in held[each]}
+        ours = {result["identity"]: _line(result) for result in results}
+        for identity in replace:
+            if identity not in place or identity not in ours:
+                allowed = f"should be a run that is finished, and kept{did_you_mean(identity, place.keys() & ours)}"
+                raise BadInput(f"--replace: '{identity}' is not allowed: {allowed}")
+
+        # Lines that are to be added, or to take the place of others.
+        told, changed = Kept([], [], [], [], []), set()
+        for identity, line in ours.items():
+            where = place.get(identity, table)
+            (told.here if where == table else told.elsewhere).append(identity)
+            if identity not in place:
+                told.added.append(identity)
+                held[table].append((identity, line))
+                changed.add(table)
+            elif not _alike(line, before[identity]) and identity in replace:
+                told.replaced.append(identity)
+                held[where] = [(name, line if name == identity else other) for name, other in held[where]]
+                changed.add(where)
+            elif not _alike(line, before[identity]):
+                told.differing.append(identity)
+        for each in changed:
+            lines = [line if line.endswith(b"\n") else line + b"\n" for _, line in held[each]]
+            with whole(each) as fresh:
+                fresh.write_bytes(b"".join(lines))
+    return told
+
+
+def _held(table: Path) -> list[tuple[str, bytes]]:
+    """A table's identities and lines, as they are; none if it is not there.
+
+    Raises:
+        BadInput: it is damaged.
+    """
+    if not table.exists():
+        return []
+    read_table(table)
+    return [(json.loads(line)["identity"], line) for line in table.read_bytes().splitlines(keepends=True)]
+
+
+def _alike(line: bytes, before: bytes) -> bool:
+    """Whether two lines say the same."""
+    return line == before or json.dumps(json.loads(line)) == json.dumps(json.loads(before))
+
+
+def _line(result: Result) -> bytes:
+    """A result as its line in a table."""
+    tables = {name: _columns(result[name]) for name in _TABLES & result.keys()}
+    return json.dumps({**result, **tables}).encode() + b"\n"
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

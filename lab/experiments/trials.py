@@ -2,10 +2,8 @@
 
 import contextlib
 import logging
-import multiprocessing
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -13,18 +11,20 @@ from statistics import fmean
 from typing import NamedTuple
 
 import optuna
+import torch
 from optuna.exceptions import OptunaError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from lab.errors import one_line
+from lab.errors import Failure, MachineFault, blamed
 from lab.experiments import provenance
 from lab.experiments import search as searches
 from lab.experiments.experiment import Experiment
+from lab.experiments.processes import READY, Unable, cannot_begin, ended, killed_for_memory, start
 from lab.experiments.search import Search, put_back, suggest
 from lab.experiments.store import Busy, Result, kept_results
 from lab.experiments.study import Arm, Study
-from lab.experiments.workers import take_gpu, undisturbed
+from lab.experiments.workers import on_the_cpu, undisturbed
 from lab.learning.progress import STOPPING, Progress
 from lab.tasks.base import Row
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class News(NamedTuple):
     """What a worker tells: that a trial is `running`, and how far, or is `complete`, `pruned`, `failed`, `stopped`.
 
-    Without a trial: that the worker is `lost`.
+    Without a trial: that the worker is `lost`, or `hindered` by the machine, which hinders all.
     """
 
     trial: str
@@ -43,36 +43,53 @@ class News(NamedTuple):
     progress: Progress | None = None
 
 
-def carry_out(study: Study, url: str, store: Path, workers: int, deadline: float) -> Iterator[News]:
+def carry_out(
+    study: Study, url: str, store: Path, workers: int, deadline: float, on_cpu: bool = False
+) -> Generator[News]:
     """Carry out the trials that wait, in several processes, and yield what they tell.
 
-    At `deadline` (seconds since the epoch), and when the caller leaves early or dies, runs stop at a checkpoint and
-    their trials wait anew. When a worker dies the others go on, with its trial as well.
+    At `deadline` (seconds since the epoch), when the caller leaves early or dies, and where the machine stands in the
+    way, runs stop at a checkpoint and their trials wait anew. When a worker dies the others go on, with its trial as
+    well.
+
+    Raises:
+        MachineFault: no worker can begin, or one is hindered: no trial is to blame.
     """
-    spawn = multiprocessing.get_context("spawn")
     threads = max(1, provenance.threads() // workers)
+    gpu = torch.cuda.is_available() and not on_cpu
+    killed = killed_for_memory()
     processes: dict[Connection, SpawnProcess] = {}
+    ready: set[Connection] = set()
     try:
         for place in range(workers):
-            ours, theirs = spawn.Pipe()
-            arguments = (theirs, place, study, url, store, threads, deadline, searches.HEARTBEAT)
-            process = spawn.Process(target=_work, args=arguments)
-            process.start()
-            theirs.close()  # each end then hears of the other's death
-            processes[ours] = process
+            arguments = (study, url, store, threads, deadline, on_cpu, searches.HEARTBEAT)
+            process, pipe = start(_work, place, gpu, arguments)
+            processes[pipe] = process
         while processes:
             for connection in wait(list(processes), 0.5):
                 assert isinstance(connection, Connection)
                 try:
-                    yield connection.recv()
+                    said: News | Unable | None = connection.recv()
                 except (EOFError, OSError):
                     process = processes.pop(connection)
                     process.join()
-                    if process.exitcode:
+                    code = process.exitcode or 0
+                    if code > 0 and connection not in ready:
+                        raise cannot_begin(f"it is {ended(code)}") from None
+                    if code:
                         Search(study, url, begin=False).count_from_now()
-                        yield News("", "lost", "a worker process was killed")
+                        yield News("", "lost", f"a worker process was {ended(code, killed)}")
+                    continue
+                if isinstance(said, Unable):
+                    raise cannot_begin(said.reason)
+                if said is READY:
+                    ready.add(connection)
+                elif said.state == "hindered":
+                    raise MachineFault(said.about)
+                else:
+                    yield said
     finally:
-        if processes:
+        if ready & processes.keys():
             log.info(STOPPING)
         with undisturbed(list(processes.values())):
             for connection in processes:
@@ -83,23 +100,22 @@ def carry_out(study: Study, url: str, store: Path, workers: int, deadline: float
 
 def _work(
     connection: Connection,
-    place: int,
     study: Study,
     url: str,
     store: Path,
     threads: int,
     deadline: float,
+    on_cpu: bool,
     heartbeat: int,
 ) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the parent hears it, and hangs up
+    """What a worker process does."""
     searches.HEARTBEAT = heartbeat
-    take_gpu(place)
     with contextlib.suppress(BrokenPipeError):
         try:
-            _Worker(connection, Search(study, url, begin=False), store, threads, deadline).work()
-        except Exception as error:  # the database's, whatever it is
-            connection.send(News("", "lost", one_line(error)))
+            _Worker(connection, Search(study, url, begin=False), store, threads, deadline, on_cpu).work()
+        except Exception as error:  # the machine's, or the database's, whatever it is
+            kind, reason = blamed(error)
+            connection.send(News("", "lost" if kind is Failure else "hindered", reason))
 
 
 class _Stopped(Exception):
@@ -117,8 +133,17 @@ class _Surplus(Exception):
 class _Worker:
     """Carries out trials, one after another, while there are any."""
 
-    def __init__(self, connection: Connection, search: Search, store: Path, threads: int, deadline: float) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        search: Search,
+        store: Path,
+        threads: int,
+        deadline: float,
+        on_cpu: bool = False,
+    ) -> None:
         self.connection = connection
+        self.on_cpu = on_cpu
         self.search = search
         self.study = search.study
         self.store = store
@@ -150,7 +175,7 @@ class _Worker:
 
     def attempt(self, arm: Arm, search: optuna.Study) -> None:
         """Carry out a trial of an arm."""
-        stopped = False
+        stopped: Exception | None = None
 
         def objective(trial: optuna.Trial) -> float:
             nonlocal stopped
@@ -163,14 +188,18 @@ class _Worker:
             except optuna.TrialPruned as pruned:
                 self.tell(News(name, "pruned", str(pruned)))
                 raise
-            except _Stopped:
-                stopped = True
+            except _Stopped as error:
+                stopped = error
                 self.tell(News(name, "stopped"))
                 raise
             except (OptunaError, SQLAlchemyError):
                 raise
             except Exception as error:  # one trial's, whatever it is; the others go on
-                reason = one_line(error)
+                kind, reason = blamed(error)
+                if kind is not Failure:
+                    stopped = error
+                    self.tell(News(name, "stopped"))
+                    raise _Stopped from error
                 trial.set_user_attr("reason", reason)
                 self.tell(News(name, "failed", reason))
                 raise _Failed from error
@@ -187,10 +216,14 @@ class _Worker:
         except (UpdateFinishedTrialError, ValueError) as error:
             if isinstance(error, ValueError) and "Cannot tell a" not in str(error):
                 raise  # else the trial was taken for dead, and waits anew
+        if stopped and not isinstance(stopped, _Stopped):
+            raise stopped  # the machine's fault
 
     def score(self, trial: optuna.Trial, arm: Arm, name: str) -> float:
         """The score of what a trial tries: the mean over its runs."""
         experiments = self.study.experiments(arm, suggest(self.study, trial))
+        if self.on_cpu:
+            experiments = list(map(on_the_cpu, experiments))
         trial.set_user_attr("identities", [each.identity for each in experiments])
         results = []
         for place, experiment in enumerate(experiments):

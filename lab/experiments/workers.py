@@ -16,16 +16,21 @@ from typing import NamedTuple
 
 import torch
 
-from lab.errors import Failure, one_line
+from lab.errors import BadInput, Failure, MachineFault, ProcessDied, blamed
 from lab.experiments import provenance
 from lab.experiments.experiment import Experiment
-from lab.experiments.store import Busy, RunDirectory
+from lab.experiments.processes import READY, Unable, cannot_begin, ended, killed_for_memory, start
+from lab.experiments.store import Busy, RunDirectory, write_json
 from lab.learning.progress import STOPPING, Progress
 
 log = logging.getLogger(__name__)
 
 LIVES = 5
 """Processes that may be killed over a run, without its coming to a further checkpoint, before it counts as failed."""
+
+
+Listen = Callable[[str, Progress], None]
+"""Is told a run's identity and its progress."""
 
 
 class Outcome(NamedTuple):
@@ -44,14 +49,14 @@ def carry_out(
     store: Path,
     workers: int,
     deadline: float,
-    listen: Callable[[str, Progress], None],
+    listen: Listen,
 ) -> Generator[Outcome]:
     """Carry out runs, `workers` at a time, and yield each outcome as it comes; a run begins when its source is done.
 
     The processes are kept alive from run to run (importing Lightning takes seconds), share the cores evenly, and take
     the GPUs in turn: with more workers than GPUs there are several on each. Where one is killed, another takes its
-    place and goes on with its run from the last checkpoint. At `deadline` (seconds since the epoch), or when the caller
-    leaves early (Ctrl-C), runs stop at a checkpoint.
+    place and goes on with its run from the last checkpoint. At `deadline` (seconds since the epoch), when the caller
+    leaves early (Ctrl-C), and where the machine stands in the way, runs stop at a checkpoint.
 
     Args:
         experiments: what to run; sources that are not among them are done.
@@ -59,12 +64,16 @@ def carry_out(
         workers: processes.
         deadline: when to stop.
         listen: told a run's identity and its progress.
+
+    Raises:
+        MachineFault: no worker can begin, or one is hindered: no run is to blame.
     """
     identities = {experiment.identity for experiment in experiments}
     ready = deque(experiment for experiment in experiments if experiment.source not in identities)
-    deaths: dict[str, _Deaths] = {}
+    losses = _Losses(store)
     # By workers, not by runs left: the last run of a sweep, gone on with alone, must keep its threads to keep its bits.
-    order = _Order(store, deadline, max(1, provenance.threads() // workers))
+    gpu = torch.cuda.is_available() and any(experiment.execution.device != "cpu" for experiment in experiments)
+    order = _Order(store, deadline, max(1, provenance.threads() // workers), gpu)
     with _crew(min(workers, len(experiments)), order) as crew:
         while ready or any(worker.run for worker in crew):
             for worker in crew:
@@ -74,25 +83,30 @@ def carry_out(
                 experiment = worker.run
                 assert experiment is not None
                 said = worker.hear()
-                if isinstance(said, Progress):
-                    listen(experiment.identity, said)
-                    continue
-                if isinstance(said, int):
-                    directory = RunDirectory(store, experiment)
-                    died = deaths[experiment.identity] = deaths.get(experiment.identity, _Deaths()).another(directory)
-                    if died.number < LIVES:
+                if isinstance(said, _Death):
+                    if not losses.count(experiment, said):
                         ready.appendleft(experiment)
                         continue
-                    said = "failed", _given_up(directory, said)
-                outcome = Outcome(experiment, *said)
-                yield outcome
-                for dependant in (each for each in experiments if each.source == experiment.identity):
-                    if outcome.state == "done":
-                        ready.append(dependant)
-                    elif outcome.state in ("failed", "busy"):
-                        yield Outcome(dependant, "waiting", f"its source: {outcome.state}")
-                    else:
-                        yield Outcome(dependant, outcome.state, outcome.reason)
+                elif said is None:
+                    losses.unborn = 0
+                    continue
+                else:
+                    losses.works = True
+                ended = losses.given_up()
+                if isinstance(said, Progress):
+                    listen(experiment.identity, said)
+                elif isinstance(said, tuple) and not isinstance(said, _Death):
+                    ended.append(Outcome(experiment, *said))
+                for outcome in ended:
+                    yield outcome
+                    for dependant in (each for each in experiments if each.source == outcome.experiment.identity):
+                        if outcome.state == "done":
+                            ready.append(dependant)
+                        elif outcome.state in ("failed", "busy"):
+                            yield Outcome(dependant, "waiting", f"its source: {outcome.state}")
+                        else:
+                            yield Outcome(dependant, outcome.state, outcome.reason)
+        losses.end()
 
 
 @contextlib.contextmanager
@@ -112,15 +126,51 @@ def undisturbed(processes: Sequence[BaseProcess]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def take_gpu(place: int) -> None:
+def check_device(experiments: Sequence[Experiment], origin: str) -> None:
+    """Make sure that runs that are meant for a GPU find one: those in bf16, or on "cuda", that do not name the CPU.
+
+    Raises:
+        BadInput: they do not; names `origin`.
+    """
+    meant = [each for each in experiments if each.execution.device != "cpu"]
+    meant = [each for each in meant if each.precision == "bf16" or each.execution.device == "cuda"]
+    if meant and not torch.cuda.is_available():
+        raise BadInput(
+            f"{origin}: meant for a GPU ({len(meant)} of {len(experiments)} runs to do train in bf16 or on cuda), and "
+            "this machine has none that torch can use; --cpu carries them out on the CPU all the same"
+        )
+
+
+def on_the_cpu(experiment: Experiment) -> Experiment:
+    """The same experiment, carried out on the CPU."""
+    return experiment.model_copy(update={"execution": experiment.execution.model_copy(update={"device": "cpu"})})
+
+
+def take_gpu(place: int, needed: bool = False) -> None:
     """Let this process see one GPU, if there are any: in turn, by its place among the workers.
 
     Call it before CUDA is first used.
+
+    Raises:
+        MachineFault: one is needed, and cannot be used.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = named.split(",") if named else [str(gpu) for gpu in range(torch.cuda.device_count())]
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+    if needed and not torch.cuda.is_available():
+        raise MachineFault("it sees no GPU that torch can use, as the command does")
+
+
+class _Death(NamedTuple):
+    """The end of a worker's process over a run."""
+
+    code: int
+    """Its exit code, less than 0 where a signal killed it."""
+    began: bool
+    """Whether it was ready to work."""
+    of: str = ""
+    """Where it was one of its data workers that died: what is known of that."""
 
 
 class _Deaths(NamedTuple):
@@ -137,13 +187,66 @@ class _Deaths(NamedTuple):
         return _Deaths(self.number + 1 if checkpoint == self.checkpoint else 1, checkpoint)
 
 
-def _given_up(directory: RunDirectory, code: int) -> str:
-    """Records that a run's processes died, the last with an exit code, and returns the reason."""
-    how = f"killed by signal {-code}" if code < 0 else f"gone with status {code}"
-    reason = f"{LIVES} processes died over it in a row, the last {how}; for want of memory perhaps"
-    with contextlib.suppress(Failure), directory.claimed():
-        raise Failure(reason)
-    return reason
+class _Losses:
+    """Counts processes that died, and says whose fault it is: a run's, or the machine's.
+
+    It is a run's where LIVES of them died over it in a row while others come to something; where nothing has come to
+    anything yet, it is the machine's: such runs are put aside until it is known.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self.works = False  # whether any run has taken steps, or ended
+        self.unborn = 0  # processes in a row that were killed before they could begin
+        self.deaths: dict[str, _Deaths] = {}
+        self.aside: list[tuple[Experiment, str]] = []
+        self.killed = killed_for_memory()
+
+    def count(self, experiment: Experiment, death: _Death) -> bool:
+        """Count a process that died over a run, and return whether the run is given up.
+
+        Raises:
+            MachineFault: no process can begin, or none comes to anything.
+        """
+        if not death.began:
+            self.unborn += 1
+            if death.code >= 0:
+                raise cannot_begin(f"it is {ended(death.code)}")
+            if self.unborn == LIVES:
+                raise cannot_begin(f"{LIVES} in a row died, the last {ended(death.code, self.killed)}")
+            return False
+        directory = RunDirectory(self.store, experiment)
+        died = self.deaths.get(experiment.identity, _Deaths()).another(directory)
+        self.deaths[experiment.identity] = died
+        if died.number < LIVES:
+            return False
+        how = death.of or ended(death.code, self.killed)
+        reason = f"{LIVES} processes died over it in a row, the last {how}"
+        self.aside.append((experiment, reason))
+        if not self.works and len(self.aside) > 1:
+            self.end()
+        return True
+
+    def given_up(self) -> list[Outcome]:
+        """Runs that are given up for certain; recorded as failed."""
+        if not self.works:
+            return []
+        ended, self.aside = self.aside, []
+        for experiment, reason in ended:
+            directory = RunDirectory(self.store, experiment)
+            with contextlib.suppress(Failure), directory.claimed():
+                write_json(directory.failure, {"reason": reason})
+        return [Outcome(experiment, "failed", reason) for experiment, reason in ended]
+
+    def end(self) -> None:
+        """Say so if the machine let no run come to anything.
+
+        Raises:
+            MachineFault: it did not.
+        """
+        if self.aside:
+            experiment, reason = self.aside[-1]
+            raise MachineFault(f"no run takes a step here, {experiment.label} for one: {reason}")
 
 
 class _Order(NamedTuple):
@@ -152,6 +255,7 @@ class _Order(NamedTuple):
     store: Path
     deadline: float
     threads: int
+    gpu: bool
 
 
 class _Worker:
@@ -166,11 +270,8 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=_serve, args=(theirs, self.order, self.place))
-        self.process.start()
-        theirs.close()  # each end then hears of the other's death
+        self.ready = False
+        self.process, self.pipe = start(_serve, self.place, self.order.gpu, (self.order,))
 
     def begin(self, experiment: Experiment) -> None:
         """Have a run carried out."""
@@ -180,23 +281,44 @@ class _Worker:
         with contextlib.suppress(OSError):  # killed right now: `hear` finds out
             self.pipe.send(experiment.model_dump_json())
 
-    def hear(self) -> Progress | tuple[str, str] | int:
-        """What there is to hear: how far the run is, how it ended, or the exit code of the process that died over it.
+    def hear(self) -> Progress | tuple[str, str] | _Death | None:
+        """What there is to hear: how far the run is, how it ended, or how the process died over it; None: it is ready.
 
         Call it when there is something.
+
+        Raises:
+            MachineFault: the machine stands in the way of any run.
         """
         try:
             if self.pipe.poll():
-                said: Progress | tuple[str, str] = self.pipe.recv()
-                if not isinstance(said, Progress):
-                    self.run = None
-                return said
+                said: Progress | Unable | tuple[str, str] | None = self.pipe.recv()
+                if said is READY:
+                    self.ready = True
+                    return None
+                if isinstance(said, Progress):
+                    return said
+                self.run = None
+                if isinstance(said, Unable):
+                    raise cannot_begin(said.reason)
+                state, reason = said
+                if state == "machine":
+                    raise MachineFault(reason)
+                if state == "failed" and self.order.gpu:
+                    self._renew()  # a GPU's error stays with a process
+                return _Death(0, True, reason) if state == "died" else (state, reason)
         except (EOFError, OSError):
             pass
         self.pipe.close()
         self.process.join()
         self.run = None
-        return self.process.exitcode or 0
+        return _Death(self.process.exitcode or 0, self.ready)
+
+    def _renew(self) -> None:
+        """Have another process take the place of one that has nothing to do."""
+        self.stop()
+        self.join()
+        self.pipe.close()
+        self._start()
 
     def stop(self) -> None:
         """Have the run stop at a checkpoint, and the process end."""
@@ -209,7 +331,7 @@ class _Worker:
             with contextlib.suppress(EOFError, OSError):
                 while self.pipe.poll(0.05):  # what it says is heard, so that it is not kept waiting
                     said = self.pipe.recv()
-                    if not isinstance(said, Progress) and said[0] == "failed":
+                    if isinstance(said, tuple) and said[0] in ("failed", "machine"):
                         log.warning("failed: %s", said[1])
             self.process.join(0.05)
 
@@ -223,7 +345,7 @@ def _crew(size: int, order: _Order) -> Iterator[list[_Worker]]:
             crew.append(_Worker(order, place))
         yield crew
     finally:
-        if any(worker.run for worker in crew):
+        if any(worker.run and worker.ready for worker in crew):
             log.info(STOPPING)
         with undisturbed([worker.process for worker in crew]):
             for worker in crew:
@@ -239,12 +361,9 @@ def _with_news(crew: list[_Worker]) -> list[_Worker]:
     return [worker for worker in busy if worker.pipe in ready or worker.process.sentinel in ready]
 
 
-def _serve(pipe: Connection, order: _Order, place: int) -> None:
-    """A worker process."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the parent hears it, and tells
+def _serve(pipe: Connection, order: _Order) -> None:
+    """What a worker process does."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    take_gpu(place)
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         while (text := pipe.recv()) is not None:
             pipe.send(_carried_out(Experiment.model_validate_json(text), order, pipe))
@@ -279,5 +398,7 @@ def _carried_out(experiment: Experiment, order: _Order, pipe: Connection) -> tup
         return ("done" if result else "stopped"), ""
     except Busy as error:
         return "busy", str(error)
-    except Exception as error:  # one run's, whatever it is; the others go on
-        return "failed", one_line(error)
+    except Exception as error:  # one run's, whatever it is; the others go on, unless the machine is at fault
+        kind, reason = blamed(error)
+        states: dict[type[Failure], str] = {ProcessDied: "died", MachineFault: "machine"}
+        return states.get(kind, "failed"), reason

@@ -8,11 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import numpy as np
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.loggers.logger import Logger
 
 from lab.errors import Failure
 from lab.files import whole
@@ -21,6 +18,7 @@ from lab.learning.evaluation import evaluate, head_losses
 from lab.learning.module import LearningModule, rate
 from lab.learning.progress import Progress
 from lab.learning.settings import Evaluation
+from lab.learning.trainer import L, Logger, TorchCheckpointIO
 from lab.tasks.base import Examples, Row, Task
 
 

@@ -10,7 +10,6 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import lightning.pytorch as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lab.learning.settings import Train
+from lab.learning.trainer import L
 from lab.objectives.base import Batch, targets
 from lab.tasks.base import Examples, Task
 from lab.tasks.targets import limit_targets

@@ -3,12 +3,12 @@
 import math
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 from torch import Tensor
 
 from lab.learning.data import Step
 from lab.learning.settings import Train
+from lab.learning.trainer import L
 from lab.objectives import LanguageModel
 from lab.objectives.backward import Order, gradient_norms, losses
 from lab.objectives.weights import Balanced

@@ -17,13 +17,13 @@ from types import ModuleType
 from typing import Any
 
 from lab.config import did_you_mean
+from lab.environment import unheard
 from lab.errors import BadInput, Failure, Missing
 from lab.experiments.store import Result
 from lab.experiments.study import load_study
 from lab.experiments.sweep import Cell, Sweep, load_sweep, states
 from lab.home import home
 from lab.report import studies
-from lab.report.style import save, use_style
 
 
 def names() -> list[str]:
@@ -59,23 +59,24 @@ def draw(name: str, sweep: str | None, scale: str, store: Path, output: Path) ->
         Failure: a cell or trial has no result, or there is no such table; names the command that fills it.
     """
     check(name)
-    script = _load(home() / "figures" / f"{name}.py")
+    with unheard("MPLBACKEND"):  # a notebook's, say; pictures are drawn without any screen
+        from lab.report.style import save, use_style
+
+        script = _load(home() / "figures" / f"{name}.py")
     if hasattr(script, "TABLE"):
         if sweep is not None:
             raise BadInput(f"--sweep: '{sweep}' is not allowed: {name} draws what `{script.COMMAND}` measured")
-        file: str = name
         drawn: tuple[Any, ...] = (measured(script.TABLE, scale, script.COMMAND),)
     elif hasattr(script, "STUDY"):
         study = load_study(sweep or script.STUDY, scale)
-        file, drawn = name if sweep is None else f"{name}.{study.name}", (study, studies.complete(study, store))
+        drawn = (study, studies.complete(study, store))
     elif hasattr(script, "SWEEPS"):
         called = {sweep: Path(sweep).stem} if sweep else script.SWEEPS
         several = [(words, load_sweep(path, scale)) for path, words in called.items()]
-        file = name if sweep is None else f"{name}.{Path(sweep).stem}"
         drawn = ([(words, each, complete(each, store)) for words, each in several],)
     else:
         loaded = load_sweep(sweep or script.SWEEP, scale)
-        file, drawn = name if sweep is None else f"{name}.{loaded.name}", (loaded, complete(loaded, store))
+        drawn = (loaded, complete(loaded, store))
     use_style()
     try:
         figure = script.draw(*drawn)
@@ -83,7 +84,18 @@ def draw(name: str, sweep: str | None, scale: str, store: Path, output: Path) ->
         raise
     except Exception as error:
         raise Failure(f"{script.__file__}: {type(error).__name__}: {error}") from error
-    return save(figure, output, file)
+    file = ".".join([name, *([Path(sweep).stem] if sweep else []), *([scale] if scale != "cpu" else [])])
+    return save(figure, output, file, *_source(name, sweep, scale))
+
+
+def _source(name: str, sweep: str | None, scale: str) -> tuple[str, bool]:
+    """The command that draws a figure, in the same words wherever it is given; whether it draws the lab's own sweep."""
+    if sweep is None:
+        return f"lab figures {name} --scale {scale}", True
+    file, ours = next(each for each in (Path(sweep), home() / sweep) if each.is_file()).resolve(), home().resolve()
+    alone = file.parent == ours / "sweeps"
+    shown = file.relative_to(ours) if alone else file
+    return f"lab figures {name} --sweep {shown} --scale {scale}", alone
 
 
 def measured(table: str, scale: str, command: str) -> dict[str, Any]:

@@ -1,9 +1,13 @@
 """The verdict page: each sweep's question, its verdicts, and the runs behind them, as Markdown."""
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from lab.errors import BadInput
+from lab.experiments.store import write_text
 from lab.tasks.base import Row
 
 LEGEND = (
@@ -17,9 +21,10 @@ LEGEND = (
     "minutes: of training them, as many as in brackets, both arms, one run after the other, each as fast as the "
     "fastest of its arm."
 )
+_MARK = "# Verdicts\n\nWritten by `lab report --page"
+"""By which a page is known."""
 PREFACE = (
-    "# Verdicts\n\n"
-    "Written by `lab report --page results/VERDICTS.md`; not to be edited. Scores and differences are in percent and "
+    f"{_MARK} results/VERDICTS.md`; not to be edited. Scores and differences are in percent and "
     "points, ± half of a 95 % interval over seeds (Student's t; of seeds solved Newcombe's, both ends in brackets). "
     "*Reproduced*: the interval of the difference lies above 0, and its exact p after Holm's correction over the "
     "sweep is at most 0.05; *reversed*: the same below 0. Comparisons that are not of further heads against none, as "
@@ -43,6 +48,41 @@ def markdown(documents: list[dict[str, Any]]) -> str:
     rates = false_discovery_control([row["p"] for row in claims]).tolist() if claims else []
     over_page = {id(row): rate for row, rate in zip(claims, rates, strict=True)}
     return PREFACE + LEGEND + "\n" + "".join(f"\n{_section(each, over_page)}" for each in documents)
+
+
+def sections(path: Path) -> set[str]:
+    """The titles of the sections that a page has: a sweep and its scale each; none where there is no file.
+
+    Raises:
+        BadInput: what is there is no verdict page.
+    """
+    try:
+        text = path.read_text("utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError):
+        text = "?"
+    if text and not text.startswith(_MARK):
+        raise BadInput(f"--page: '{path}' is not allowed: it is there, and is no verdict page; name another file")
+    return set(re.findall("^## (.*)$", text, re.MULTILINE))
+
+
+def write(path: Path, documents: list[dict[str, Any]]) -> None:
+    """Write the page, over an earlier one if this one has all of its sections.
+
+    Raises:
+        BadInput: what is there is no verdict page, or has others.
+    """
+    lost = sorted(sections(path) - {_heading(each) for each in documents})
+    if lost:
+        raise BadInput(
+            f"--page: '{path}' is not allowed: it has {len(lost)} sections that would be lost ({lost[0]}"
+            f"{', …' if len(lost) > 1 else ''}); name another file, or move it away"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, markdown(documents))
+
+
+def _heading(document: dict[str, Any]) -> str:
+    return f"{document['sweep']}, scale {document['scale']}"
 
 
 def title(document: dict[str, Any]) -> str:
@@ -143,7 +183,7 @@ def named(arm: Row) -> str:
 def _section(document: dict[str, Any], over_page: dict[int, float]) -> str:
     made = f"Commit {', '.join(document['commits'])}. {'; '.join(document['hardware'])}."
     text = [
-        f"## {document['sweep']}, scale {document['scale']}", "",
+        f"## {_heading(document)}", "",
         f"{document['question']} Endpoint: {document['endpoint']}", "",
         f"{title(document)}.", "",
         *_pipes(*table(document, over_page)), "",

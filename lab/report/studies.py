@@ -1,17 +1,21 @@
 """What came out of a study: its trials as a table, the best of each arm, and what is kept of them."""
 
+import contextlib
 import json
 import math
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from lab.config import did_you_mean
 from lab.errors import BadInput, Failure, Missing
 from lab.experiments.search import Search, default_url
-from lab.experiments.store import read_json_lines, write_text
-from lab.experiments.study import Arm, Study
+from lab.experiments.store import own_table, read_json_lines, write_text
+from lab.experiments.study import Arm, Study, words
+from lab.files import locked
 from lab.home import home
 from lab.report.tables import Interval
 from lab.tasks.base import Row
@@ -72,12 +76,14 @@ def trials(study: Study, store: Path, storage: str | None = None) -> tuple[list[
     try:
         search = Search(study, default_url(study, store) if storage is None else storage, begin=False)
     except Failure:
-        kept = kept_path(study)
-        if storage or not kept.exists():
-            raise Missing(
-                f"{study.path}, scale {study.scale}: no trial yet; begin with: {study.command(store, storage)}"
-            ) from None
-        return _read(study, kept), None
+        kept = None
+        with contextlib.suppress(BadInput):  # the place is another study's: this one has kept nothing
+            kept = kept_path(study)
+        if kept and kept.exists() and not storage:
+            return _read(study, kept), None
+        raise Missing(
+            f"{study.path}, scale {study.scale}: no trial yet; begin with: {study.command(store, storage)}"
+        ) from None
     return search.rows(), search
 
 
@@ -99,16 +105,70 @@ def complete(study: Study, store: Path) -> list[Row]:
 
 
 def kept_path(study: Study) -> Path:
-    """Where a study's trials are kept, and committed."""
-    return home() / "results" / "studies" / f"{study.name}.{study.scale}.jsonl"
+    """Where a study's trials are kept, and committed.
+
+    Raises:
+        BadInput: that is the place of another study, of the same name.
+    """
+    return own_table(study.path, study.name, study.scale, home() / "results" / "studies")[0]
 
 
-def keep(study: Study, rows: list[Row]) -> Path:
-    """Write a study's finished trials as a table to commit: one JSON object a line."""
-    path = kept_path(study)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows if row["state"] not in ("running", "waiting")))
-    return path
+class Kept(NamedTuple):
+    """What became of trials that were to be kept, by name."""
+
+    table: Path
+    rows: list[Row]
+    """All that the table holds now."""
+    added: list[str]
+    differing: list[str]
+    """Kept before with another end, which stays."""
+    replaced: list[str]
+
+
+def keep(study: Study, rows: Sequence[Row], replace: Collection[str] = ()) -> Kept:
+    """Add a study's finished trials to a table to commit: one JSON object a line, in the study's order.
+
+    What was kept before stays as it is.
+
+    Args:
+        study: whose trials they are.
+        rows: all of its trials.
+        replace: names of trials whose kept end goes for that of `rows`.
+
+    Raises:
+        BadInput: the table is another study's or another search's; or of `replace` nothing is kept, or finished.
+    """
+    table = kept_path(study)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with locked(table.parent):
+        before = {trial_name(row): row for row in _read(study, table)} if table.exists() else {}
+        ours = {trial_name(row): row for row in rows}
+        done = {name: row for name, row in ours.items() if row["state"] not in ("running", "waiting")}
+        for name in before.keys() & done:
+            if before[name]["values"] != done[name]["values"]:
+                raise BadInput(
+                    f"{table}: holds the trials of another search: in it {name} tried {words(before[name]['values'])}, "
+                    f"here {words(done[name]['values'])}; move it away to keep these"
+                )
+        for name in replace:
+            if name not in before or name not in done:
+                allowed = f"should be a trial that is finished, and kept{did_you_mean(name, before.keys() & done)}"
+                raise BadInput(f"--replace: '{name}' is not allowed: {allowed}")
+        told = Kept(table, [], [name for name in done if name not in before], [], [])
+        for name in (each for each in done if each in before):
+            if json.dumps(before[name]) != json.dumps(done[name]):
+                (told.replaced if name in replace else told.differing).append(name)
+        now = {**done, **{name: row for name, row in before.items() if name not in told.replaced}}
+        order = [name for name in ours if name in now] + [name for name in before if name not in ours]
+        told.rows.extend(now[name] for name in order)
+        if told.added or told.replaced:
+            write_text(table, "".join(json.dumps(row) + "\n" for row in told.rows))
+    return told
+
+
+def trial_name(row: Row) -> str:
+    """A trial's name among those of its study, as `lab study run` tells it."""
+    return " ".join(filter(None, (f"trial {row['trial']}", words(row["arm"]))))
 
 
 def _read(study: Study, path: Path) -> list[Row]:
@@ -118,7 +178,10 @@ def _read(study: Study, path: Path) -> list[Row]:
         for row in rows:
             if row["state"] != "failed":
                 experiments = study.experiments(arms[json.dumps(row["arm"])], row["values"])
-                assert row["identities"] == [each.identity for each in experiments]
-    except (OSError, ValueError, TypeError, KeyError, AssertionError, BadInput):
-        raise BadInput(f"{path}: not the trials of {study.path}, scale {study.scale}, as it is; keep it anew") from None
+                if row["identities"] != [each.identity for each in experiments]:
+                    raise ValueError("another experiment")
+    except (OSError, ValueError, TypeError, KeyError, BadInput):
+        raise BadInput(
+            f"{path}: not the trials of {study.path}, scale {study.scale}, as it is; move it away to keep them anew"
+        ) from None
     return rows

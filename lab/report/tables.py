@@ -1,15 +1,17 @@
 """One tidy table of results, and summaries with intervals over seeds."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit  # Student's t quantile; scipy.stats takes a second to import
 
-from lab.errors import Failure
+from lab.errors import BadInput, Failure
 from lab.experiments.store import Result
 from lab.experiments.sweep import Cell
+from lab.files import whole
 from lab.tasks.base import Row, Task
 
 
@@ -53,6 +55,31 @@ def tidy(finished: Iterable[tuple[Cell, Result]]) -> pd.DataFrame:
             if score.get("seen") == "all" and place(score) not in seen:
                 rows.append({**about, **score, "seen": "unseen"})
     return pd.DataFrame(rows)
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Write the tidy table, over an earlier one if this one has all of its runs and columns.
+
+    Raises:
+        BadInput: what is there is no such table, or has others.
+    """
+    if path.exists() and path.stat().st_size:
+        try:
+            before = pd.read_csv(path, dtype=str)
+            lost = {*before["identity"]} - {*frame["identity"]} or {*before.columns} - {*frame.columns}
+        except (ValueError, KeyError, OSError):
+            raise BadInput(
+                f"--table: '{path}' is not allowed: it is there, and is no table of scores; name another file"
+            ) from None
+        if lost:
+            some = ", ".join(sorted(lost)[:3])
+            raise BadInput(
+                f"--table: '{path}' is not allowed: it has runs or columns that would be lost ({some}); name another "
+                "file, or move it away"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as fresh:
+        frame.to_csv(fresh, index=False)
 
 
 def curves(finished: Iterable[tuple[Cell, Result]]) -> pd.DataFrame:
