@@ -244,7 +244,7 @@ def own_table(path: str, name: str, scale: str, folder: Path) -> tuple[Path, boo
     table, ours = folder / f"{name}.{scale}.jsonl", home() / "sweeps" / f"{name}.yaml"
     if table.parent != folder:
         raise BadInput(f"{path}: scale '{scale}' is not allowed: it is part of a file's name")
-    found = next(each for each in (Path(path), home() / path) if each.is_file())
+    found = next((each for each in (Path(path), home() / path) if each.is_file()), Path(path))
     if ours.is_file() and not ours.samefile(found):
         raise BadInput(f"{path}: {table} is the place of {ours}, which has the same name; give this file another name")
     return table, ours.is_file()

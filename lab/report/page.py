@@ -35,8 +35,8 @@ PREFACE = (
     "the page. Of a page's claims one may ask for the share that is false: column *page* is the least rate of false "
     "discoveries, over all of the page's comparisons and trends with at least six pairs, at which the claim stands "
     "(Benjamini and Hochberg 1995).\n\n"
-    "To repeat a run: `lab sweep run SWEEP --weights --only IDENTITY`; its whole experiment, hardware, versions and "
-    "commit stand in its line of `results/*.jsonl`.\n\n"
+    "To repeat a run: `lab sweep run SWEEP --scale SCALE --weights --only IDENTITY`; its whole experiment, hardware, "
+    "versions and commit stand in its line of `results/*.jsonl`.\n\n"
 )
 
 

@@ -32,7 +32,7 @@ LOWER = "a-zß-öø-ÿ" + _ranges(each for each in _BEYOND_LATIN_1 if _CATEGORY[
 """Small letters."""
 CASELESS = _ranges(each for each in _BEYOND_LATIN_1 if each < "\u2000" and _CATEGORY[each] not in ("Lu", "Lt", "Ll"))
 """Other characters from U+0100 to U+1FFF: the alphabets without capitals."""
-MARKS = "\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
+MARKS = "\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\ufe20-\ufe2f"
 """Accents that stand on the letter before them; in `canonical_text`, where no letter is composed of both."""
 APOSTROPHES = "'’‘ʼʻ＇´`\ufffd"
 """Apostrophes in all their forms, U+FFFD among them: in text that was broken it mostly was one."""
@@ -78,10 +78,13 @@ def is_blank(text: str) -> bool:
 
 
 def is_letter(character: str) -> bool:
-    """Whether a character, or none, is a letter or a mark on one; apostrophes are none, though Unicode has some."""
-    return bool(character) and unicodedata.category(character)[0] in "LM" and character not in APOSTROPHES
+    """Whether a character, or none, is a letter or belongs to one; apostrophes do not, though Unicode has them so."""
+    if not character or character in APOSTROPHES:
+        return False
+    category = unicodedata.category(character)
+    return category[0] in "LM" or category == "Cf"
 
 
 def is_lost(character: str) -> bool:
     """Whether a character, or none, stands for one that was lost: U+FFFD, or a letter that some font alone has."""
-    return character == "\ufffd" or "\ue000" <= character <= "\uf8ff"
+    return character != "" and (character == "\ufffd" or unicodedata.category(character) == "Co")

@@ -1,7 +1,8 @@
 """Training on several recipes at once, scored on one of them (Appendix J of arXiv 2404.19737: books and stories)."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -56,11 +57,18 @@ class Mixture(Config):
         """
         tasks: dict[str, Task] = {}
         for name, part in self.parts.items():
-            try:
+            with _part_named(name):
                 tasks[name] = part.task.build()
-            except BadInput as error:
-                raise BadInput(re.sub("^task", f"task.parts.{name}.task", str(error))) from None
         return MixtureTask(tasks, {name: part.weight for name, part in self.parts.items()}, self.scored)
+
+
+@contextmanager
+def _part_named(name: str) -> Iterator[None]:
+    """Inside, errors of a part's task name the part's field."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(re.sub("^task", f"task.parts.{name}.task", str(error))) from None
 
 
 class MixtureTask:
@@ -75,8 +83,16 @@ class MixtureTask:
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
-        """The text of each token id: the scored part's, then what other parts have besides."""
-        return tuple(dict.fromkeys(text for task in self._tasks for text in task.vocabulary))
+        """The text of each token id: the scored part's, then what other parts have besides.
+
+        Raises:
+            BadInput: a part's files cannot be read.
+        """
+        texts: dict[str, None] = {}
+        for name, task in zip(self._names, self._tasks, strict=True):
+            with _part_named(name):
+                texts |= dict.fromkeys(task.vocabulary)
+        return tuple(texts)
 
     @cached_property
     def _ids(self) -> list[NDArray[np.uint16]]:
@@ -87,7 +103,10 @@ class MixtureTask:
     @cached_property
     def _shares(self) -> list[int]:
         """Of the examples that are no earlier part's, each part's share, in grains; the last part has what is left."""
-        lengths = [float(task.examples("train", np.arange(_MEASURED), 0).lengths.mean()) for task in self._tasks]
+        lengths: list[float] = []
+        for name, task in zip(self._names, self._tasks, strict=True):
+            with _part_named(name):  # files are read here, or for the vocabulary
+                lengths.append(float(task.examples("train", np.arange(_MEASURED), 0).lengths.mean()))
         rates = [weight / length for weight, length in zip(self._weights, lengths, strict=True)]
         return [round(rates[k] / sum(rates[k:]) * _GRAIN) for k in range(len(rates) - 1)]
 
