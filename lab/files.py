@@ -58,7 +58,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     path = folder / ".lock"
     while True:
-        lock = path.open("w")
+        lock = path.open("wb")
         fcntl.lockf(lock, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), path.stat()):

@@ -53,8 +53,8 @@ def name(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     for kind, content in {"sweep": sweep, "study": study, "tiny": TINY}.items():
         path = tmp_path / name / f"{name}.{kind}.yaml"
         path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-    monkeypatch.setattr("lab.experiments.workers.carry_out", lambda *_: iter(()))
-    monkeypatch.setattr("lab.experiments.trials.carry_out", lambda *_: iter(()))
+    monkeypatch.setattr("lab.experiments.workers.carry_out", lambda *_: (each for each in list[str]()))
+    monkeypatch.setattr("lab.experiments.trials.carry_out", lambda *_: (each for each in list[str]()))
     monkeypatch.setattr("lab.experiments.run.execute", lambda *_: None)
     return name
 

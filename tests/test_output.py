@@ -229,7 +229,7 @@ def text_without_encoding(path: Path) -> Iterator[str]:
         plain = [each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
         owner = ast.unparse(node.func).rpartition(".")[0]
         if name in ("open", "read_text") or (name == "write_text" and owner):
-            if owner != "os" and "encoding" not in given and not any("b" in each for each in plain):
+            if owner not in ("os", "Image") and "encoding" not in given and not any("b" in each for each in plain):
                 yield f"{path.name}:{node.lineno}: {ast.unparse(node)}"
         elif given & {"text", "universal_newlines"} and "encoding" not in given and name in ("run", "Popen"):
             yield f"{path.name}:{node.lineno}: {ast.unparse(node)}"

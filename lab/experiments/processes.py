@@ -85,7 +85,7 @@ def killed_for_memory() -> int | None:
     None where nobody counts.
     """
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, kind, place = line.split(":", 2)
             for file in (f"/sys/fs/cgroup{place}/memory.events", f"/sys/fs/cgroup/memory{place}/memory.oom_control"):
                 if kind in ("", "memory") and (number := _counted(Path(file))) is not None:
@@ -96,7 +96,11 @@ def killed_for_memory() -> int | None:
 def _counted(file: Path) -> int | None:
     """The number beside `oom_kill` in a file of the kernel."""
     try:
-        return next(int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith("oom_kill "))
+        return next(
+            int(line.split()[1])
+            for line in file.read_text(encoding="utf-8").splitlines()
+            if line.startswith("oom_kill ")
+        )
     except (OSError, StopIteration):
         return None
 

@@ -272,10 +272,20 @@ def _digest(compiler: str, flags: Sequence[str]) -> str:
     """Name what the compiled loops depend on: source, compiler, flags and processor."""
     state = Path(compiler).resolve().stat()
     try:  # a folder of the user's may be shared between machines with other instruction sets
-        processor = re.findall(r"^(?:flags|Features)\s*:.*", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:1]
+        processor = re.findall(
+            r"^(?:flags|Features)\s*:.*", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE
+        )[:1]
     except OSError:
         processor = [platform.processor()]
-    parts = (_SOURCE.read_text(), compiler, state.st_size, state.st_mtime_ns, flags, platform.machine(), processor)
+    parts = (
+        _SOURCE.read_text(encoding="utf-8"),
+        compiler,
+        state.st_size,
+        state.st_mtime_ns,
+        flags,
+        platform.machine(),
+        processor,
+    )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
@@ -295,7 +305,7 @@ def _cache_folder() -> Path:
 def _openmp() -> str | None:
     """Return the path of the OpenMP runtime that torch has loaded; None where that is not known (not Linux)."""
     try:
-        maps = Path("/proc/self/maps").read_text()
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
     except OSError:
         return None
     found = re.search(r"/\S*/lib(?:gomp|iomp5|omp)[^/\s]*\.so\S*", maps)

@@ -57,7 +57,7 @@ def sections(path: Path) -> set[str]:
         BadInput: what is there is no verdict page.
     """
     try:
-        text = path.read_text("utf-8") if path.exists() else ""
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, UnicodeDecodeError):
         text = "?"
     if text and not text.startswith(_MARK):
