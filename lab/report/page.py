@@ -19,8 +19,8 @@ PREFACE = (
     "points, ± half of a 95 % interval over seeds (Student's t). *Reproduced*: the interval of the difference lies "
     "above 0; *reversed*: below 0; *no difference*: it holds 0 and lies within the margin; else *inconclusive*. A "
     "*screen* points to where more seeds are run, and has no verdicts. Where no seed of either arm is past the first "
-    "level, no difference is a floor, not a finding. To repeat a run: `lab sweep run SWEEP --scale SCALE --weights --only "
-    "IDENTITY`; its whole experiment, hardware, versions and commit stand in its line of `results/*.jsonl`.\n\n"
+    "level, no difference is a floor, not a finding. To repeat a run: `lab sweep run SWEEP --scale SCALE --weights "
+    "--only IDENTITY`; its whole experiment, hardware, versions and commit stand in its line of `results/*.jsonl`.\n\n"
 )
 
 
