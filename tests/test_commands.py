@@ -291,6 +291,12 @@ def test_what_is_there_is_meant(at_home: Path, tmp_path: Path) -> None:
     for text in ("~/a.txt", "set [1].txt", "*.txt"):
         assert [file.read_text(encoding="utf-8") for file in corpus.matched([text])] == [text]
     assert len(corpus.matched(["s*.txt"])) == 2
+    for folder in ("set [1]", "set 1"):
+        Path(folder).mkdir()
+        Path(folder, "b.txt").write_text(folder, encoding="utf-8")
+    for text in ("set [1]/*.txt", f"{Path.cwd()}/set [1]/[ab].txt", "set [1]/**/b.txt"):
+        assert [file.read_text(encoding="utf-8") for file in corpus.matched([text])] == ["set [1]"]
+    assert [str(file) for file in corpus.matched(["set*/b.txt"])] == ["set 1/b.txt", "set [1]/b.txt"]
 
 
 def test_a_sweep_file_may_end_as_it_likes(at_home: Path, lab: Any) -> None:

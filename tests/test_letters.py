@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.tasks.induction import Names, StoryTask
-from lab.tasks.letters import APOSTROPHES, canonical_text, is_blank
+from lab.tasks.letters import APOSTROPHES, canonical_text
 from lab.tasks.text import TextSource
 from lab.tasks.tokens import Bpe, Bytes, Words, pieces
 from tests.test_text import cache, config, names_found, told
@@ -60,7 +60,6 @@ def test_one_form(written: str, read: str) -> None:
 def test_a_text_in_its_form_stays(text: str) -> None:
     once = canonical_text(text)
     assert canonical_text(once) == once
-    assert is_blank(once) == (once == "")
     assert unicodedata.is_normalized("NFC", once)
 
 

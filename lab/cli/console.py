@@ -127,8 +127,8 @@ def stopping() -> Iterator[Callable[[], bool]]:
 
 
 def rich_console(**options: Any) -> "Console":
-    """A console whose text is text: names in brackets are no styles, and what the encoding lacks is spelt before it is
-    laid out.
+    """A console that prints text as it is: names in brackets are no styles, and what the encoding lacks is spelt before
+    it is laid out.
     """
     from rich.console import Console
 

@@ -52,6 +52,8 @@ def _run() -> None:
         fail(str(error), 2)
     except Failure as error:
         fail(str(error), 1)
+    except UnicodeEncodeError as error:  # a path, as bytes that are no UTF-8 or in a locale without its characters
+        fail(f"'{error.object[:200]}' is not allowed: a name in characters that {error.encoding} lacks", 2)
     except OSError as error:
         fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except ImportError as error:

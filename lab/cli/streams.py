@@ -85,7 +85,7 @@ class _Lenient:
 
 @contextlib.contextmanager
 def lenient() -> Iterator[None]:
-    """Inside, standard output and error are lenient."""
+    """Make standard output and error lenient for the time of a block."""
     for number, mode in enumerate("rww"):
         name = ("stdin", "stdout", "stderr")[number]
         try:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from lab.config import did_you_mean
 from lab.errors import BadInput
+from lab.files import located
 from lab.tasks import shards
 from lab.tasks.letters import canonical_text
 
@@ -35,8 +36,8 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
         rb"(\.\./)*\.git/annex/|/annex/objects/",
         "a git-annex pointer in place of the file; `git annex get` fetches that",
     ),
-    (rb"\s*<(!doctype\s+html|html|head|body)\b", "an HTML page, perhaps of a download that failed"),
-    (rb"\s*<(\?xml|error)\b", "an XML document, perhaps of a download that failed"),
+    (rb"(?i)\s*<(!doctype\s+html|html|head|body)\b", "an HTML page, perhaps of a download that failed"),
+    (rb"(?i)\s*<(\?xml|error)\b", "an XML document, perhaps of a download that failed"),
     (rb"\x1f\x8b", "compressed by gzip; unpack it"),
     (rb"BZh[1-9]", "compressed by bzip2; unpack it"),
     (rb"\xfd7zXZ", "compressed by xz; unpack it"),
@@ -58,22 +59,22 @@ _STANDS: dict[Layout, str] = {
     "blank_line": "nowhere",
     "every_line": "nowhere",
 }
-"""Where a separator stands that parts stories."""
+"""The place of a separator that parts stories."""
 
 
 def matched(patterns: Sequence[str]) -> list[Path]:
     """The files that paths and glob patterns name, each once, those of one pattern in order of their names.
 
-    A path of a file that exists is no pattern, whatever its characters. A leading `~` is the home folder.
+    What exists is no pattern, whatever its characters: a file, or the folder that a pattern begins with. A leading `~`
+    is the home folder.
 
     Raises:
         ValueError: a pattern matches nothing, or a file that is neither text nor JSON lines nor parquet.
     """
     files: dict[Path, None] = {}
     for pattern in patterns:
-        from_home = os.path.expanduser(pattern)
-        exact = [each for each in (pattern, from_home) if os.path.exists(each)][:1]
-        found = [Path(each) for each in exact or sorted(glob.glob(from_home, recursive=True))]
+        given = located(pattern) if pattern else None
+        found = [] if given is None else [given] if os.path.exists(given) else [*map(Path, sorted(_globbed(given)))]
         if not found:
             raise ValueError(f"no file matches '{pattern}' in {Path.cwd()}")
         for file in found:
@@ -81,6 +82,12 @@ def matched(patterns: Sequence[str]) -> list[Path]:
                 raise ValueError(f"'{file}' should be a file that ends in {' or '.join(ENDINGS)}")
         files |= dict.fromkeys(found)
     return list(files)
+
+
+def _globbed(pattern: Path) -> list[str]:
+    """The paths that match a pattern after the folders at its beginning that exist."""
+    there = next((each for each in pattern.parents if os.path.exists(each)), Path())
+    return glob.glob(os.path.join(glob.escape(str(there)), pattern.relative_to(there)), recursive=True)
 
 
 def fingerprint(files: Sequence[Path]) -> str:
@@ -123,7 +130,7 @@ def _check_kind(file: Path, head: bytes) -> None:
         BadInput: says what it is.
     """
     for beginning, kind in _KINDS:
-        if re.match(beginning, head, re.IGNORECASE):
+        if re.match(beginning, head):
             raise _refused(file, f"it is {kind}")
     ending = file.suffix.lower()
     if _PARQUET.match(head) and ending != ".parquet":

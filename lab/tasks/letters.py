@@ -72,13 +72,8 @@ def canonical_text(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip(_BLANK)
 
 
-def is_blank(text: str) -> bool:
-    """Whether a text is empty, or shows nothing but white space."""
-    return not text.strip(_BLANK)
-
-
 def is_letter(character: str) -> bool:
-    """Whether a character, or none, is a letter or belongs to one; apostrophes do not, though Unicode has them so."""
+    """Return True if a character is a letter or belongs to one; apostrophes do not, though Unicode has them so."""
     if not character or character in APOSTROPHES:
         return False
     category = unicodedata.category(character)
@@ -86,5 +81,5 @@ def is_letter(character: str) -> bool:
 
 
 def is_lost(character: str) -> bool:
-    """Whether a character, or none, stands for one that was lost: U+FFFD, or a letter that some font alone has."""
+    """Return True if a character stands for one that was lost: U+FFFD, or a letter that some font alone has."""
     return character != "" and (character == "\ufffd" or unicodedata.category(character) == "Co")

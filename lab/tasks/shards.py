@@ -37,7 +37,7 @@ def folder(key: str, build: Callable[[Path], None]) -> Path:
     Raises:
         Failure: the cache cannot be read or written.
     """
-    place = root() / hashlib.sha256(key.encode()).hexdigest()[:32]
+    place = root() / hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:32]
     if _is_whole(place):
         return place
     try:

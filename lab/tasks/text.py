@@ -115,7 +115,8 @@ class Text(Config):
         except (ValueError, BadInput) as error:
             if self.fingerprint is not None:  # a run's record can be read where its files are not
                 return self
-            raise ValueError(f"files: {str(error).removeprefix('task.files: ')}") from None
+            said = str(error).removeprefix("task.files: ")  # of paths that are no UTF-8 pydantic takes no errors
+            raise ValueError(f"files: {said.encode(errors='backslashreplace').decode()}") from None
         if self.fingerprint not in (None, found):
             raise ValueError(
                 f"fingerprint: '{self.fingerprint}' is not allowed: the files have the fingerprint {found}; "
