@@ -338,6 +338,7 @@ def test_clipping_apart() -> None:
 # Cost
 
 
+@pytest.mark.usefixtures("plain_formulas")
 @pytest.mark.parametrize(
     ("name", "fields", "saved"),
     [
