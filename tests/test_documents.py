@@ -56,7 +56,9 @@ def test_infinity_and_what_is_no_number_are_read_and_then_refused() -> None:
     assert parse_value(".NaN", "") != parse_value(".nan", "")
 
 
-@pytest.mark.parametrize("text", ["!!int 0b11", "!!bool yes", "!!null x", "!!float 1_0", "!!int 1:30", "1" * 5000])
+@pytest.mark.parametrize(
+    "text", ["!!int 0b11", "!!bool yes", "!!null x", "!!float 1_0", "!!int 1:30", "1" * 5000, "1e-400"]
+)
 def test_a_tag_takes_what_the_core_schema_takes(text: str) -> None:
     with pytest.raises(BadInput, match=r"o, line 1: not YAML: '.*' is no (int|bool|null|float)$"):
         parse_value(text, "o")
@@ -205,8 +207,12 @@ def test_json_is_yaml(content: Any) -> None:
 def test_a_runs_own_file_keeps_text_that_looks_like_something_else(column: str, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("Once Mira met Tom, and then Mira and Tom ran.\n<|endoftext|>\n" * 3)
     experiment = tiny("objective.weights={name: geometric, ratio: 0.5}")
-    text = {"name": "mixture", "scored": column, "parts": {column: {"weight": 1.0}, "other": {"weight": 2.0}}}
-    for part in text["parts"].values():  # type: ignore[attr-defined]
+    text: dict[str, Any] = {
+        "name": "mixture",
+        "scored": column,
+        "parts": {column: {"weight": 1.0}, "other": {"weight": 2.0}},
+    }
+    for part in text["parts"].values():
         part["task"] = TINY["task"]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({**experiment.model_dump(mode="json"), "task": text}))

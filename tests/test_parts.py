@@ -109,7 +109,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
 
     @cache
     def found(case: str) -> dict[str, Any]:
-        whole = experiment_of(case, "execution.passes=1", "execution.data_workers=0")
+        whole = experiment_of(case)
+        at_once = whole.execution.model_copy(update={"passes": 1, "data_workers": 0})
+        whole = whole.model_copy(update={"execution": at_once})
         return train(whole, folder / f"{case}.jsonl")
 
     return found

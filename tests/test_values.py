@@ -30,7 +30,8 @@ def spelled(value: Any, oddly: bool) -> str:
     """A value in YAML: as JSON, which YAML 1.2 has within it, or with plain words, merge keys and zeros that lead."""
     if isinstance(value, dict) and oddly:
         first, *others = [f"{key}: {spelled(each, oddly)}" for key, each in value.items()] or [""]
-        return "{" + ", ".join([f"<<: {{{first}}}", *others]) + "}" if others else "{" + first + "}"
+        beaten = ", ".join([first, *(f"{key}: beaten" for key in list(value)[1:])])
+        return "{" + ", ".join([f"<<: {{{beaten}}}", *others]) + "}" if others else "{" + first + "}"
     if isinstance(value, list) and oddly:
         return f"[{', '.join(spelled(each, oddly) for each in value)}]"
     return f"0{value}" if oddly and type(value) is int else json.dumps(value)
@@ -353,7 +354,8 @@ def test_axes_arms_and_conditions_are_found_at_every_scale(
     own, its = data.draw(axes(roots), label="axes"), data.draw(axes(roots, 0), label="scale's axes")
     folder = tmp_path_factory.getbasetemp()
     size = {"baseline": mapping(scale), "axes": in_file(its)}
-    whole = {"recipe": written(folder, TINY, "tiny.yaml"), "baseline": mapping(baseline), "axes": in_file(own)}
+    whole: dict[str, Any] = {"recipe": written(folder, TINY, "tiny.yaml")}
+    whole |= {"baseline": mapping(baseline), "axes": in_file(own)}
     try:
         found = cells(folder, size, oddly, **whole)
     except BadInput:
@@ -371,7 +373,7 @@ def test_what_a_study_sets_is_found(tmp_path_factory: pytest.TempPathFactory, da
     baseline, arms = data.draw(apart(roots, but=("seed",)), label="baseline"), data.draw(axes(roots), label="arms")
     space = data.draw(some(roots, 1, 1), label="space")
     folder = tmp_path_factory.getbasetemp()
-    content = {
+    content: dict[str, Any] = {
         "recipe": written(folder, TINY, "tiny.yaml"),
         "baseline": mapping(baseline),
         "arms": in_file(arms),

@@ -19,6 +19,14 @@ from lab.errors import BadInput
 from lab.files import located
 from lab.home import home
 
+
+def _float(text: str) -> float:
+    value = float(re.sub(r"\.(?=[inIN])", "", text))
+    if not value and re.match(r"[-+.0]*[1-9]", text):
+        raise ValueError("too small for a float")
+    return value
+
+
 _TAG = "tag:yaml.org,2002:"
 _CORE: dict[str, tuple[str, Callable[[str], Any]]] = {
     "null": (r"|~|null|Null|NULL", lambda text: None),
@@ -26,7 +34,7 @@ _CORE: dict[str, tuple[str, Callable[[str], Any]]] = {
     "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", lambda text: int(text, 0 if text[1:2] in ("o", "x") else 10)),
     "float": (
         r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        lambda text: float(re.sub(r"\.(?=[inIN])", "", text)),
+        _float,
     ),
 }
 """The tags of plain scalars that are not text: which texts have them, in this order, and the value of such a text."""
@@ -82,7 +90,7 @@ def _constructor(kind: str) -> Callable[[yaml.SafeLoader, yaml.Node], Any]:
         try:
             if re.fullmatch(pattern, text):
                 return value_of(text)
-        except ValueError:  # more digits than Python converts
+        except ValueError:  # more digits than Python converts, or too small
             pass
         text = text if len(text) <= 40 else text[:37] + "..."
         raise ConstructorError(None, None, f"'{text}' is no {kind}", node.start_mark)
