@@ -330,7 +330,7 @@ def test_sources_are_named_once_and_have_their_cells_seed_and_model(tmp_path: Pa
 
 
 def test_a_sweep_may_compare_with_random_weights(tmp_path: Path) -> None:
-    sweep = load_sweep(sweep_file(tmp_path, axes={"init_from": [None, "n1"]}, sources={"n1": {}}), "long")
+    sweep = load_sweep(sweep_file(tmp_path, axes={"init_from": [None, "n1"]}, sources={"n1": {}}), "cpu")
     scratch, tuned = (cell.experiment for cell in sweep.cells)
     assert scratch.source is None
     assert tuned.source == scratch.identity

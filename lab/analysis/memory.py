@@ -192,9 +192,9 @@ def estimate(model: LanguageModel, tokens: int, context: int, order: Order) -> i
     if order == "joint":
         return activations + max(objective.n * logits, within) + _bytes([unembedding])
     chunk = min(logits, CHUNK_BYTES) if order == "fused" else logits
-    added_up = min(objective.n, 3) + 2 * (chunk < logits)
-    gradients = _bytes(objective.parameters()) + added_up * _bytes([unembedding])
-    return activations + max(chunk, within) + gradients
+    gradients = _bytes(objective.parameters()) + min(objective.n, 3) * _bytes([unembedding])
+    beside_chunk = 2 * (chunk < logits) * _bytes([unembedding])  # a chunk's own gradient, and the sum with it
+    return activations + max(chunk + beside_chunk, within) + gradients
 
 
 def available(device: torch.device) -> int:
