@@ -1,6 +1,5 @@
 """Further heads' targets by name, places in answers and kinds of tokens: by brute force, and as tasks say."""
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from lab.analysis.terms import terms, valid
 from lab.errors import BadInput
 from lab.experiments.run import execute
 from lab.experiments.store import RunDirectory, read_json_lines
-from lab.learning.data import Steps, packed_batch, select
-from lab.learning.settings import Train
+from lab.learning.data import packed_batch, select
 from lab.objectives import build_model
 from lab.objectives.backward import losses
 from lab.objectives.base import Batch, targets
@@ -237,18 +235,6 @@ def test_a_run_counts_named_targets(tmp_path: Path, where: str, share: int) -> N
     [row] = [row for row in read_json_lines(RunDirectory(tmp_path, experiment).metrics) if "targets_1" in row]
     documents = row["targets_1"] / 3
     assert row["targets_2"] == documents * (3 if where == "null" else share)
-
-
-def test_a_resumed_run_keeps_to_named_targets(tmp_path: Path) -> None:
-    task = POLYNOMIALS.build()
-    train = Train(steps=9, warmup=0, batch_tokens=300, context=32)
-    nothing = np.empty(0, np.uint64)
-    straight = list(islice(Steps(task, train, 2, 0, 0, nothing, [1]), 8))
-    resumed = list(islice(Steps(task, train, 2, 0, 5, nothing, [1]), 3))
-    for one, other in zip(straight[5:], resumed, strict=True):
-        assert one.batch.further is not None
-        assert other.batch.further is not None
-        assert torch.equal(one.batch.further, other.batch.further)
 
 
 @settings(deadline=None)
