@@ -292,6 +292,7 @@ class DagTask:
         columns = np.arange(width)
         document = columns < lengths[:, None]
         answer = document & (columns >= 3)
+        remaining = np.minimum(lengths[:, None] - columns, 255)  # a wrong node spoils those after it
         pair = starts * self.config.nodes + goals
         return Examples(
             tokens=np.where(document, tokens, 0).astype(np.uint16),
@@ -301,5 +302,5 @@ class DagTask:
             slices={"degree": self.degrees[starts, goals]},
             keys=draws(stream("dag", "hash", self.config.graph), pair, 1),
             marks={},
-            spans=np.where(answer, lengths[:, None] - columns, 1).astype(np.uint8),  # a wrong node spoils the rest
+            spans=np.where(answer, remaining, 1).astype(np.uint8),
         )
