@@ -152,7 +152,7 @@ def test_layouts_give_the_same_stories(tmp_path: Path, layout: corpus.Layout) ->
     source = TextSource(config(path, layout=layout))
     lines = TextSource(config(tmp_path / "lines.jsonl", column="story"))
     for split in ("train", "test"):
-        assert told(source, split) == told(lines, split)  # type: ignore[arg-type]
+        assert told(source, split) == told(lines, split)
 
 
 def test_a_layout_is_part_of_the_identity_unless_it_is_the_usual_one(tmp_path: Path) -> None:
