@@ -614,7 +614,8 @@ def test_the_best_of_each_arm_is_shown_with_the_command_that_repeats_it(finished
         assert best["score"] == max(row["score"] for row in own if row["score"] is not None)
         assert best["low"] <= best["score"] <= best["high"]
         assert best["provenance"]["versions"]["torch"]
-        lab_, train, recipe, *overrides = shlex.split(best["command"])
+        lab_, train, recipe, *overrides, option, place = shlex.split(best["command"])
+        assert (option, place) == ("--store", str(store))
         experiment = load_experiment(recipe, overrides)
         assert (lab_, train, [experiment.identity]) == ("lab", "train", best["identities"])
         result = RunDirectory(store, experiment).read_result()
