@@ -364,30 +364,3 @@ def test_axes_arms_and_conditions_are_found_at_every_scale(
     event("taken")
     for cell in found:
         check_moved(cell.experiment, cell.axes, {**own, **its}, baseline, scale)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_what_a_study_sets_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    roots, oddly = data.draw(st.tuples(ROOTS, st.booleans()))
-    baseline, arms = data.draw(apart(roots, but=("seed",)), label="baseline"), data.draw(axes(roots), label="arms")
-    space = data.draw(some(roots, 1, 1), label="space")
-    folder = tmp_path_factory.getbasetemp()
-    content: dict[str, Any] = {
-        "recipe": written(folder, TINY, "tiny.yaml"),
-        "baseline": mapping(baseline),
-        "arms": in_file(arms),
-        "space": {path: {"choices": {"no": value}} for path, value in space.items()},
-        **{"question": "why", "endpoint": "none", "scales": {"cpu": {"budget": "none"}}},
-    }
-    try:
-        study = load_study(written(folder, content, oddly=oddly), "cpu")
-    except BadInput:
-        event("refused")
-        return
-    event("taken")
-    searched = {path: {"no": value} for path, value in space.items()}
-    for arm in study.arms:
-        (experiment,) = study.experiments(arm, study.corners()[0])
-        assert experiment.seed == 1000
-        check_moved(experiment, {**arm.labels, **study.corners()[0]}, {**arms, **searched}, baseline)
