@@ -40,7 +40,7 @@ def written(stories: list[str], layout: corpus.Layout, separator: str = SEPARATO
         case "own_line":
             return f"\n{separator}\n".join(stories)
         case "line_end":
-            return "".join(f"{story}{separator}\n" for story in stories)
+            return "".join(f"{story}{' ' * separator.isalpha()}{separator}\n" for story in stories)
         case "blank_line":
             return "\n\n".join(stories)
         case "every_line":
@@ -95,6 +95,7 @@ def test_stories_come_back_from_every_layout(
         ("own_line", "a\r\n<|e|>\r\nb <|e|>", 3),
         ("line_end", "a<|e|>\nb<|e|>c<|e|>\n", 2),
         ("line_end", "a<|e|>\n<|e|>b\n", 2),
+        ("line_end", "a<|e|>\nb<|e|><|e|>\n", 2),
         ("blank_line", "a\n\nb\n<|e|>\nc", 4),
         ("every_line", "a\nb<|e|>\nc", 2),
     ],
@@ -194,6 +195,15 @@ def test_one_story_alone(tmp_path: Path, layout: str, said: str) -> None:
     with pytest.raises(BadInput) as refused:
         TextSource(config(path, layout=layout)).stories("train")
     assert said.format(path) in str(refused.value)
+
+
+def test_a_word_that_ends_a_line_in_the_separator_is_in_doubt(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("a END\nb FRIENDS END\n", encoding="utf-8")
+    assert read(path, "line_end", "END") == ["a", "b FRIENDS"]
+    path.write_text("a END\nb FRIEND\nc END\n", encoding="utf-8")
+    with pytest.raises(BadInput, match="line 2 has the separator 'END' beside text; with layout line_end"):
+        read(path, "line_end", "END")
 
 
 # --- JSON lines ---

@@ -73,8 +73,7 @@ def matched(patterns: Sequence[str]) -> list[Path]:
     """
     files: dict[Path, None] = {}
     for pattern in patterns:
-        given = located(pattern) if pattern else None
-        found = [] if given is None else [given] if os.path.exists(given) else [*map(Path, sorted(_globbed(given)))]
+        found = _named(pattern)
         if not found:
             raise ValueError(f"no file matches '{pattern}' in {Path.cwd()}")
         for file in found:
@@ -84,10 +83,14 @@ def matched(patterns: Sequence[str]) -> list[Path]:
     return list(files)
 
 
-def _globbed(pattern: Path) -> list[str]:
-    """The paths that match a pattern after the folders at its beginning that exist."""
-    there = next((each for each in pattern.parents if os.path.exists(each)), Path())
-    return glob.glob(os.path.join(glob.escape(str(there)), pattern.relative_to(there)), recursive=True)
+def _named(pattern: str) -> list[Path]:
+    """The path that a pattern is, or what matches it below the folders at its beginning that exist."""
+    path = located(pattern)
+    if not pattern or os.path.exists(path):
+        return [path] if pattern else []
+    there = next((each for each in path.parents if os.path.exists(each)), Path())
+    below = os.path.join(glob.escape(str(there)), path.relative_to(there))
+    return [Path(each) for each in sorted(glob.glob(below, recursive=True))]
 
 
 def fingerprint(files: Sequence[Path]) -> str:
@@ -156,7 +159,9 @@ def stories(
         BadInput: a file cannot be read as that, or has the separator where the layout has none.
     """
     separator, sizes = separator.strip(), [_size(file) for file in files]
-    whole = re.compile(_whole(separator))
+    # At the end of a line the separator joins what is before it, so that there a part of something longer is in doubt.
+    doubt = f"|{re.escape(separator)}{_BLANKS}$" if layout == "line_end" else ""
+    stray = re.compile(_whole(separator) + doubt, re.MULTILINE)
     for file, size, before in zip(files, sizes, (sum(sizes[:k]) for k in range(len(sizes))), strict=True):
         ending, unit = file.suffix.lower(), "line"
         if ending == ".parquet":
@@ -165,7 +170,7 @@ def stories(
             told = _of_json(file, size, column) if ending == ".jsonl" else _of_text(file, size, separator, layout)
         empty = True
         for text, place, share in told:
-            if separator in text and (met := whole.search(text)):
+            if separator in text and (met := stray.search(text)):
                 below = text.count("\n", 0, met.start()) if ending == ".txt" else 0
                 right = (
                     f"with layout {layout} it stands {_STANDS[layout]}" if ending == ".txt" else f"a {unit} is a story"
@@ -197,7 +202,8 @@ def _whole(separator: str) -> str:
     """The pattern of a separator that is no part of something longer, as END is of FRIEND and *** of *****."""
     if not separator:
         return "(?!)"
-    first, last = (r"\w" if re.match(r"\w", each) else re.escape(each) for each in (separator[0], separator[-1]))
+    run = re.escape(separator[0]) if len({*separator}) == 1 else "(?!)"
+    first, last = (r"\w" if re.match(r"\w", each) else run for each in (separator[0], separator[-1]))
     text = re.escape(separator)  # first, since what begins with plain text is found fast
     return f"{text}(?<!{first}{text})(?!{last})"
 
