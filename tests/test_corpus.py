@@ -47,7 +47,7 @@ def written(stories: list[str], layout: corpus.Layout, separator: str = SEPARATO
             return "\n".join(stories)
 
 
-LINES = st.text(st.sampled_from("ab |>é日*"), min_size=1, max_size=12).map(str.strip).filter(bool)
+LINES = st.text(st.sampled_from("ab <|>é日*"), min_size=1, max_size=12).map(str.strip).filter(bool)
 STORIES = st.lists(st.lists(LINES, min_size=1, max_size=3), min_size=1, max_size=6)
 
 
