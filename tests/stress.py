@@ -1,11 +1,17 @@
-"""Kills the workers of a sweep, and the sweep, at random moments, and compares what remains with an undisturbed one.
+"""Kills the lab's processes at random moments, and compares what remains with what an undisturbed command leaves.
 
-    python -m tests.stress --kills 100
+    python -m tests.stress --kills 100        # the workers of a sweep, and the sweep
+    python -m tests.stress keep --kills 1000  # `lab sweep keep`, while another keeps results in the same folder
 
 Runs are lost that have no result in the end, doubled that got a second one or logged a step twice, and differing that
-did not end bit for bit as the undisturbed ones, time, memory and host fields aside.
+did not end bit for bit as the undisturbed ones, time, memory and host fields aside. Kept lines are lost that were in a
+table and are in none, or that a command said to have added; doubled that are twice in the tables, and differing that
+are other bytes than before, unless they were to be replaced.
 """
 
+import contextlib
+import json
+import multiprocessing
 import os
 import random
 import signal
@@ -15,12 +21,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
 
 from lab.cli.console import print_json
-from lab.experiments.store import RunDirectory, read_json_lines
+from lab.experiments.store import RunDirectory, keep_results, kept_results, read_json_lines
 from lab.experiments.sweep import Sweep, load_sweep
 from tests.conftest import TINY, same_end
 
@@ -130,13 +137,132 @@ def _workers(parent: int) -> Iterator[int]:
         return  # gone meanwhile
 
 
-@click.command()
+class KeepStress:
+    """Two sweeps' results that are kept in one folder by processes that are killed, and what became of the lines.
+
+    The processes are forked, so that nearly all of their time is the keeping, as the command does it, and not Python's
+    start. A third of the results is both sweeps'; now and then one that is kept was carried out again, and is replaced.
+    """
+
+    TABLES = ("ours", "theirs")
+
+    def __init__(self, folder: Path, results: int, seed: int = 0) -> None:
+        self.folder = folder
+        self.random = random.Random(seed)
+        names = [f"{number:016x}" for number in range(results)]
+        shared, *own = (names[start::3] for start in range(3))
+        self.results = {
+            table: {name: self.result(name) for name in sorted([*shared, *mine])}
+            for table, mine in zip(self.TABLES, own, strict=True)
+        }
+        self.said: set[str] = set()
+        self.kills = self.ends = self.replaced = self.lost = self.doubled = self.differing = 0
+
+    def result(self, identity: str) -> dict[str, Any]:
+        """A result of a real one's form and size."""
+        curve = [{"step": step, "validation/loss": self.random.random()} for step in range(self.random.randrange(400))]
+        scores = [{"split": "test", "checkpoint": "final", "count": 9, "exact_match": self.random.random()}]
+        return {"identity": identity, "non_embedding_parameters": 7, "scores": scores, "curve": curve}
+
+    def lines(self) -> dict[str, list[bytes]]:
+        """The lines of all tables, by identity; a table that is not whole raises."""
+        kept_results(self.folder)
+        lines: dict[str, list[bytes]] = {}
+        for table in self.folder.glob("*.jsonl"):
+            for line in table.read_bytes().splitlines(keepends=True):
+                lines.setdefault(json.loads(line)["identity"], []).append(line)
+        return lines
+
+    def strike(self, kill: bool = True) -> None:
+        """Let both sweeps keep some results, kill one or both of the processes at random moments, and look."""
+        before = self.lines()
+        context = multiprocessing.get_context("fork")
+        processes, replaced = [], set()
+        for table in self.TABLES:
+            # Most of what there is; of what is kept, a result may have changed.
+            finished = {name: each for name, each in self.results[table].items() if self.random.random() < 0.8}
+            again = [name for name in finished if name in before and self.random.random() < 0.05]
+            for name in again:
+                finished[name] = self.results[table][name] = self.result(name)
+            replaced.update(again)
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_keep, args=(self.folder, table, finished, again, theirs))
+            process.start()
+            theirs.close()
+            processes.append((process, ours))
+        if kill:
+            time.sleep(self.random.uniform(0, 1.2) * self.usual)
+            for process, _ in processes:
+                if process.is_alive() and self.random.random() < 0.8 and process.pid is not None:
+                    os.kill(process.pid, signal.SIGKILL)
+                    self.kills += 1
+        for process, said in processes:
+            process.join()
+            with contextlib.suppress(EOFError):
+                added, changed = said.recv()
+                self.said.update(added)
+                self.replaced += len(changed)
+                self.ends += 1
+            said.close()
+
+        # What was there, and what a process said that it added, must be there; once; and as it was.
+        after = self.lines()
+        self.lost += len((before.keys() | self.said) - after.keys())
+        self.doubled += sum(len(lines) > 1 for lines in after.values())
+        self.differing += sum(after.get(name) != lines for name, lines in before.items() if name not in replaced)
+        right = {name: [each[name] for each in self.results.values() if name in each] for name in replaced}
+        self.differing += sum(
+            line not in before[name] and json.loads(line)["scores"] not in [_columns(each) for each in right[name]]
+            for name in replaced
+            for line in after.get(name, [])
+        )
+
+    def disturb(self, kills: int) -> None:
+        """Strike until there were `kills`; then let both keep all."""
+        started = time.monotonic()
+        self.usual = 0.5
+        self.strike(kill=False)
+        self.usual = time.monotonic() - started
+        while self.kills < kills:
+            self.strike()
+            if len(self.lines()) > 0.9 * len(self.names):  # begin with empty tables again
+                for table in self.folder.glob("*.jsonl"):
+                    table.unlink()
+                self.said.clear()
+        for _ in range(20):
+            self.strike(kill=False)
+        self.lost += len(self.names - self.lines().keys())
+
+    @property
+    def names(self) -> set[str]:
+        return {name for results in self.results.values() for name in results}
+
+    def report(self) -> dict[str, int]:
+        counts = ("kills", "ends", "replaced", "lost", "doubled", "differing")
+        return {"results": len(self.names), **{name: getattr(self, name) for name in counts}}
+
+
+def _keep(folder: Path, table: str, results: dict[str, Any], replace: list[str], said: Any) -> None:
+    """What `lab sweep keep` does, in a process of its own."""
+    told = keep_results(folder / f"{table}.cpu.jsonl", list(results.values()), replace)
+    said.send((told.added, told.replaced))
+
+
+def _columns(result: dict[str, Any]) -> dict[str, list[Any]]:
+    """A result's scores, of one row, as a table has them."""
+    return {name: [value] for name, value in result["scores"][0].items()}
+
+
+@click.group(invoke_without_command=True)
 @click.option("--kills", type=click.IntRange(1), default=100, show_default=True, help="Processes to kill.")
 @click.option("--runs", type=click.IntRange(2), default=12, show_default=True, help="Runs of the sweep.")
 @click.option("--steps", type=click.IntRange(10), default=400, show_default=True, help="Steps of a run.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is killed when.")
-def main(kills: int, runs: int, steps: int, seed: int) -> None:
+@click.pass_context
+def main(context: click.Context, kills: int, runs: int, steps: int, seed: int) -> None:
     """Kill the workers of a sweep, and the sweep, at random moments; the sweep is repeated until all kills are done."""
+    if context.invoked_subcommand:
+        return
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         stress = Stress(Path(folder), runs, steps, seed)
@@ -146,7 +272,24 @@ def main(kills: int, runs: int, steps: int, seed: int) -> None:
             sweeps += 1
             click.echo(f"{stress.report()}", err=True)
         report = stress.report()
-    print_json({**report, "sweeps": sweeps, "seed": seed, "minutes": round((time.monotonic() - started) / 60, 1)})
+    _end({**report, "sweeps": sweeps, "seed": seed}, started)
+
+
+@main.command()
+@click.option("--kills", type=click.IntRange(1), default=1000, show_default=True, help="Processes to kill.")
+@click.option("--results", type=click.IntRange(3), default=60, show_default=True, help="Results that are kept.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is killed when.")
+def keep(kills: int, results: int, seed: int) -> None:
+    """Kill `lab sweep keep` at random moments, two at a time in one folder."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        stress = KeepStress(Path(folder), results, seed)
+        stress.disturb(kills)
+    _end({**stress.report(), "seed": seed}, started)
+
+
+def _end(report: dict[str, int], started: float) -> None:
+    print_json({**report, "minutes": round((time.monotonic() - started) / 60, 1)})
     sys.exit(bool(report["lost"] or report["doubled"] or report["differing"]))
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from lab import home as homes
 from lab.cli.main import cli
 from lab.errors import BadInput
-from lab.experiments import experiment as experiments
+from lab.experiments import documents
 from lab.experiments import store as stores
 from lab.experiments.store import RunDirectory, keep_results, kept_results, write_json
 from lab.experiments.study import load_study
@@ -72,7 +72,7 @@ def finish(path: Path, store: Path, score: float = 0.5, cells: slice = slice(Non
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home of the lab, with a sweep of its own that is kept."""
     folder = tmp_path / "home"
-    for module in (stores, homes, studies, drawing, experiments):
+    for module in (stores, homes, studies, drawing, documents):
         monkeypatch.setattr(module, "home", lambda: folder)
     ours = sweep_file(folder / "sweeps" / "ours.yaml")
     finish(ours, tmp_path / "store")
@@ -297,7 +297,7 @@ def test_another_searchs_or_studys_trials_are_refused(home: Path, tmp_path: Path
         studies.keep(load_study(str(mine), "cpu"), trials(mine))
     shown = lab("study", "show", mine, "--store", tmp_path)
     assert "no trial yet" in str(shown.exception)
-    path.write_text(yaml.safe_dump({**STUDY, "baseline": {**TINY, "seed": 5, "precision": "bf16"}}))
+    path.write_text(yaml.safe_dump({**STUDY, "baseline": {**TINY, "precision": "bf16"}}))
     with pytest.raises(BadInput, match="not the trials of"):
         studies.keep(load_study(str(path), "cpu"), trials(path))
     with kept.table.open("ab") as file:

@@ -207,14 +207,19 @@ def _call(name: str, tensors: Sequence[Tensor], sizes: Sequence[int], *numbers: 
 
 
 def _call_compiled(name: str, tensors: Sequence[Tensor], sizes: Sequence[int], *numbers: float) -> None:
+    function = _function(name, tensors[0].dtype, len(tensors), len(sizes), len(numbers))
+    if function(*[tensor.data_ptr() for tensor in tensors], *sizes, *numbers):
+        raise MemoryError(f"{name}: no memory for what a thread computes with")
+
+
+@functools.cache  # a library makes a new object at every look-up: 10 µs, of 60 calls a step
+def _function(name: str, dtype: torch.dtype, tensors: int, sizes: int, numbers: int) -> Any:
+    """Return a function of kernels.c: of so many tensors, whole numbers and other numbers, in this order."""
     loaded = library()
     assert loaded is not None
-    function = loaded[f"{name}_{_NAMES[tensors[0].dtype]}"]
-    if function.argtypes is None:
-        pointers, integers = [ctypes.c_void_p] * len(tensors), [ctypes.c_int64] * len(sizes)
-        function.argtypes = [*pointers, *integers, *[ctypes.c_double] * len(numbers)]
-    if function(*(tensor.data_ptr() for tensor in tensors), *sizes, *numbers):
-        raise MemoryError(f"{name}: no memory for what a thread computes with")
+    function = loaded[f"{name}_{_NAMES[dtype]}"]
+    function.argtypes = [*[ctypes.c_void_p] * tensors, *[ctypes.c_int64] * sizes, *[ctypes.c_double] * numbers]
+    return function
 
 
 @functools.cache
