@@ -1,7 +1,7 @@
 """What was written is what runs: values from files, overrides, axes, arms and studies are found in the experiments."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -272,9 +272,9 @@ def within(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.")
 
 
-def covered(path: str, over: Written) -> bool:
+def covered(path: str, over: Iterable[tuple[str, Any]]) -> bool:
     """Whether what is laid over a field writes it too, or takes away what it is a field of."""
-    for later, _ in (part for written in over.items() for part in parts(*written)):
+    for later, _ in (part for written in over for part in parts(*written)):
         if within(path, later) or within(later, path) or (path, later) in INSTEAD:
             return True
         if later.endswith(".name") and within(path, later.removesuffix(".name")):
@@ -282,12 +282,12 @@ def covered(path: str, over: Written) -> bool:
     return False
 
 
-def check(experiment: Experiment, *layers: Written) -> None:
-    """All that the layers write is found in the experiment, unless a later layer is about it."""
+def check(experiment: Experiment, *layers: Sequence[Written]) -> None:
+    """All that the layers (each of several parts) write is found in the experiment, unless a later one is about it."""
     dump = experiment.model_dump(mode="json")
     for number, layer in enumerate(layers):
-        over = {path: value for later in layers[number + 1 :] for path, value in later.items()}
-        for path, value in (part for written in layer.items() for part in parts(*written)):
+        over = [written for later in layers[number + 1 :] for part in later for written in part.items()]
+        for path, value in (each for part in layer for written in part.items() for each in parts(*written)):
             found: Any = dump
             for key in path.split("."):
                 found = found.get(key, "nowhere") if isinstance(found, dict) else "nowhere"
@@ -310,9 +310,9 @@ def test_overrides_are_found(tmp_path_factory: pytest.TempPathFactory, data: st.
         event("refused")
         return
     event("taken")
-    check(experiment, recipe, {path: value for each in overrides for path, value in each.items()})
+    check(experiment, [recipe], overrides)
     for override in overrides:  # the later is no layer over the earlier: each is found
-        check(experiment, override)
+        check(experiment, [override])
 
 
 def axes(roots: tuple[str, ...], least: int = 1) -> st.SearchStrategy[dict[str, Any]]:
@@ -335,13 +335,18 @@ def in_file(axes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_moved(experiment: Experiment, point: dict[str, Any], axes: dict[str, Any], *below: Written) -> None:
-    """What a point's values on the axes write is found, and so is what is below it."""
-    values = [(axis, axes[axis][name] if isinstance(axes[axis], dict) else name) for axis, name in point.items()]
-    chosen = [value if axis in ("arm", "condition") else {axis: value} for axis, value in values]
+def check_moved(
+    experiment: Experiment, moves: Sequence[tuple[dict[str, Any], dict[str, Any]]], *below: Written
+) -> None:
+    """What points write is found, and so is what is below. Moves: a point, and what its names stand for by axis."""
+    chosen = []
+    for point, axes in moves:
+        for axis, name in point.items():
+            value = axes[axis][name] if isinstance(axes[axis], dict) else name
+            chosen.append(value if axis in ("arm", "condition") else {axis: value})
     for each in chosen:  # no axis is a layer over another
-        check(experiment, each)
-    check(experiment, *below, {path: value for each in chosen for path, value in each.items()})
+        check(experiment, [each])
+    check(experiment, *([each] for each in below), chosen)
 
 
 @settings(max_examples=150, deadline=None)
@@ -363,4 +368,31 @@ def test_axes_arms_and_conditions_are_found_at_every_scale(
         return
     event("taken")
     for cell in found:
-        check_moved(cell.experiment, cell.axes, {**own, **its}, baseline, scale)
+        check_moved(cell.experiment, [(cell.axes, {**own, **its})], baseline, scale)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_what_a_study_sets_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    roots, oddly = data.draw(st.tuples(ROOTS, st.booleans()))
+    baseline, arms = data.draw(apart(roots, but=("seed",)), label="baseline"), data.draw(axes(roots), label="arms")
+    space = data.draw(some(roots, 1, 1), label="space")
+    folder = tmp_path_factory.getbasetemp()
+    content: dict[str, Any] = {
+        "recipe": written(folder, TINY, "tiny.yaml"),
+        "baseline": mapping(baseline),
+        "arms": in_file(arms),
+        "space": {path: {"choices": {"no": value}} for path, value in space.items()},
+        **{"question": "why", "endpoint": "none", "scales": {"cpu": {"budget": "none"}}},
+    }
+    try:
+        study = load_study(written(folder, content, oddly=oddly), "cpu")
+    except BadInput:
+        event("refused")
+        return
+    event("taken")
+    searched = {path: {"no": value} for path, value in space.items()}
+    for arm in study.arms:
+        (experiment,) = study.experiments(arm, study.corners()[0])
+        assert experiment.seed == 1000
+        check_moved(experiment, [(arm.labels, arms), (study.corners()[0], searched)], baseline)
