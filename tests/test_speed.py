@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lab.analysis import loops, peers, speed
 from lab.analysis.devices import device_peak
-from lab.analysis.loops import DOCUMENTS, OURS, WARMUP, at_least, compare, in_lightning, several_heads, take_turns
+from lab.analysis.lightning_loop import in_lightning
+from lab.analysis.loops import OURS, WARMUP, at_least, compare, several_heads, take_turns
 from lab.analysis.peers import PEERS, build_peer, flops_per_token, inner_parameters
-from lab.analysis.speed import PRESETS, Setting, Taken, causal_loss, medians, step_times, take_step
+from lab.analysis.speed import DOCUMENTS, PRESETS, Setting, Taken, causal_loss, medians, step_times, take_step
 from lab.cli import bench_train
 from lab.cli.main import cli
 from lab.models.sizes import Model, Shape

@@ -5,28 +5,22 @@ the two times within one. Both wall-clock and processor time are measured: the f
 is steadier where the machine is shared.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
-from itertools import repeat
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
 
 from lab.analysis.devices import device_peak
+from lab.analysis.lightning_loop import in_lightning
 from lab.analysis.peers import PEERS, NotInstalled, build_peer, flops_per_token, inner_parameters
 from lab.analysis.profiling import Profile, profiled
 from lab.analysis.speed import (
-    BETAS,
-    CLIP,
-    LEARNING_RATE,
+    DOCUMENTS,
     PRESETS,
     TIME_BOUND,
     Setting,
@@ -37,25 +31,14 @@ from lab.analysis.speed import (
     take_step,
 )
 from lab.errors import BadInput
-from lab.experiments.experiment import Execution, Experiment
-from lab.experiments.run import build_trainer
-from lab.experiments.store import RunDirectory
-from lab.learning.callbacks import Checkpoint, Record
-from lab.learning.data import Step
-from lab.learning.module import LearningModule
-from lab.learning.settings import Train
-from lab.learning.trainer import L, alone
 from lab.models.decoder import inner_width
 from lab.objectives.backward import backward_order
 from lab.objectives.cost import non_embedding_parameters, training_flops_per_token
-from lab.tasks.polynomials import Polynomials
 
 LIGHTNING_BOUND = 1.03
 """What a step in Lightning may take, of one in a bare loop on the same batch."""
 WARMUP = 2
 """Rounds that do not count."""
-DOCUMENTS = 4
-"""Documents in a row, where there are masks."""
 OURS = ("bare", "masks", "lightning")
 """Our loops: plain causal attention, as peers have; documents' masks; those, in Lightning, as a run trains. Beside them
 `with_heads(n)`: documents' masks and n parallel heads."""
@@ -108,15 +91,8 @@ def compare(
         times and speed, or why it is `missing`. `of_fastest_peer` is its speed by wall-clock time, as a multiple of the
         fastest peer's; `beyond_flops` its time as a multiple of the loop's with masks, over the ratio of their FLOPs.
     """
-    # Models and their steps; what cannot be built is told in its row.
-    contenders, missing = ours(setting, vocabulary), {}
-    further = {with_heads(n): partial(several_heads, setting, vocabulary, n) for n in ns if n > 1}
-    others = {name: partial(peer, setting, name, vocabulary) for name in peers}
-    for name, build in {**further, **others}.items():
-        try:
-            contenders[name] = build()
-        except (BadInput, NotInstalled) as error:
-            missing[name] = str(error)
+    contenders, missing = _contenders(setting, vocabulary, ns, peers)
+    further = [with_heads(n) for n in ns if n > 1]
 
     # All of them in turn, and on a CPU the matrix products by which the peak is known.
     products = matmuls(setting) if setting.device.type == "cpu" else {}
@@ -127,13 +103,7 @@ def compare(
     in_lightning(setting, vocabulary, rounds, take_turns(turns, rounds, taken, setting.device, listen))
 
     times = {name: Times(*np.array(each[WARMUP:]).T) for name, each in taken.items()}
-    peak: float | None
-    if products:
-        peak = max(flops / float(np.median(times[name].wall)) for name, (_, flops) in products.items())
-        peak_of = "products"
-    else:
-        peak_of = torch.cuda.get_device_name(setting.device)
-        peak = device_peak(peak_of)
+    peak, peak_of = _peak(setting, products, times)
     fastest = min(
         (name for name in peers if name in times), key=lambda name: float(np.median(times[name].wall)), default=None
     )
@@ -162,6 +132,31 @@ def compare(
             "lightning": _lightning(times),
         },
     }
+
+
+def _contenders(
+    setting: Setting, vocabulary: int, ns: Sequence[int], peers: Sequence[str]
+) -> tuple[dict[str, Contender], dict[str, str]]:
+    """Return those that can be built, by name, and why the others cannot."""
+    contenders, missing = ours(setting, vocabulary), {}
+    builds = {with_heads(n): partial(several_heads, setting, vocabulary, n) for n in ns if n > 1}
+    builds |= {name: partial(peer, setting, name, vocabulary) for name in peers}
+    for name, build in builds.items():
+        try:
+            contenders[name] = build()
+        except (BadInput, NotInstalled) as error:
+            missing[name] = str(error)
+    return contenders, missing
+
+
+def _peak(
+    setting: Setting, products: dict[str, tuple[Callable[[], None], int]], times: dict[str, Times]
+) -> tuple[float | None, str]:
+    """Return the FLOP/s that count as the peak (None: unknown), and what they are of."""
+    if products:
+        return max(flops / float(np.median(times[name].wall)) for name, (_, flops) in products.items()), "products"
+    device = torch.cuda.get_device_name(setting.device)
+    return device_peak(device), device
 
 
 def take_turns(
@@ -267,69 +262,6 @@ def _multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, times: int) -
         torch.mm(a, b, out=out)
 
 
-class _Between(L.Callback):
-    """Lets the others take their turns before each of Lightning's steps."""
-
-    def __init__(self, turns: Iterator[None]) -> None:
-        self.turns = turns
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        next(self.turns, None)
-
-
-class _Same(IterableDataset[Step]):
-    """The same step, over and over."""
-
-    def __init__(self, step: Step) -> None:
-        self.step = step
-
-    def __iter__(self) -> Iterator[Step]:
-        return repeat(self.step)
-
-
-def in_lightning(setting: Setting, vocabulary: int, steps: int, turns: Iterator[None]) -> nn.Module:
-    """Train in Lightning as a run does, from the weights and on the batch that the bare loop with masks has.
-
-    One fit with a run's module, trainer, loggers and callbacks (no evaluation; logging and checkpoints as seldom as a
-    run's). `turns` goes on once before each step: between two of them lies all that the loop does for one step. One
-    step more than `steps` is taken, so that the last of these ends like the others.
-
-    Returns:
-        The model, trained for `steps` + 1 steps.
-
-    Raises:
-        KeyboardInterrupt: the process was told to stop.
-    """
-    train = Train(
-        steps=steps + 1, lr=LEARNING_RATE, betas=BETAS, clip=CLIP, weight_decay=0.0, warmup=0, decay_ratio=1.0
-    )
-    experiment = Experiment(
-        task=Polynomials(),  # stands for any: the batch is given
-        model=setting.model,
-        train=train,
-        precision=setting.precision,
-        execution=Execution(device="cuda" if setting.device.type == "cuda" else "cpu"),
-    )
-    model = setting.trainer(1, vocabulary).model
-    batch = setting.batch(1, vocabulary, DOCUMENTS)
-    step = Step(batch, torch.empty(0, dtype=torch.int64), setting.tokens)
-    with tempfile.TemporaryDirectory() as store:
-        directory = RunDirectory(Path(store), experiment)
-        directory.checkpoint.parent.mkdir(parents=True)
-        callbacks = [
-            _Between(turns),
-            Record(experiment.execution.log_every, lambda _: None),
-            Checkpoint(directory.checkpoint, experiment.execution.checkpoint_every, lambda: False),
-        ]
-        with alone():
-            trainer = build_trainer(experiment, directory, setting.device, 0, callbacks)
-            try:
-                trainer.fit(LearningModule(model, train, questions=0), DataLoader(_Same(step), batch_size=None))
-            except SystemExit as error:  # Lightning's answer to Ctrl-C
-                raise KeyboardInterrupt from error
-    return model
-
-
 def profiles(setting: Setting, vocabulary: int, peers: Sequence[str], steps: int) -> dict[str, Profile]:
     """Return the profiles of our loop with masks, and of the first peer that is installed."""
     found = {"masks": profiled(_step(ours(setting, vocabulary)["masks"]), steps)}
@@ -362,7 +294,7 @@ def _row(
     peak: float | None,
     fastest: str | None,
 ) -> dict[str, Any]:
-    """What is told of a loop that was measured."""
+    """Return the row of a loop that was measured."""
     contender, mine, first = contenders[name], times[name], contenders["masks"]
     low, median, high = (float(each) for each in np.percentile(mine.wall, (25, 50, 75)))
     speed = contender.flops * tokens / median
@@ -387,7 +319,7 @@ def _row(
 
 
 def _ahead(times: dict[str, Times], fastest: str | None, missing: list[str], bound: float) -> dict[str, Any] | None:
-    """Whether our loop with masks, as runs train, is ahead of the fastest peer; None when none was measured."""
+    """Return how our loop with masks, as runs train, stands to the fastest peer; None when none was measured."""
     if fastest is None:
         return None
     speed = _ratio(times[fastest].wall, times["masks"].wall)
@@ -403,7 +335,7 @@ def _ahead(times: dict[str, Times], fastest: str | None, missing: list[str], bou
 
 
 def _heads(row: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Whether a step with four heads takes no more than its FLOPs; None when it was not measured."""
+    """Return what a step with four heads takes beyond its FLOPs; None when it was not measured."""
     if row is None:
         return None
     beyond = row["beyond_flops"]
@@ -411,11 +343,11 @@ def _heads(row: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _lightning(times: dict[str, Times]) -> dict[str, Any]:
-    """What Lightning costs, of the same step in a bare loop."""
+    """Return what a step in Lightning takes, of the same one in a bare loop."""
     ratio = _ratio(times["lightning"].wall, times["masks"].wall)
     return {"of_bare_loop": ratio, "at_most": LIGHTNING_BOUND, "holds": ratio <= LIGHTNING_BOUND}
 
 
 def _ratio(ones: NDArray[np.float64], others: NDArray[np.float64]) -> float:
-    """The median over rounds of a ratio."""
+    """Return the median over rounds of a ratio."""
     return float(np.median(ones / others))

@@ -268,6 +268,8 @@ class Trainer(NamedTuple):
         )
 
 
+DOCUMENTS = 4
+"""Documents in a row, where there are masks."""
 LEARNING_RATE, BETAS, CLIP = 1e-4, (0.9, 0.95), 1.0
 
 
