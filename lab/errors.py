@@ -63,6 +63,6 @@ def one_line(error: BaseException) -> str:
         said = f"{error.filename}: {error.strerror}"
     else:
         said = f"{type(error).__name__}: {error}"
-    if re.search("^Original Traceback", said, re.MULTILINE):  # as torch passes on what a data worker raised
+    if re.search(r"^Original \w+", said, re.MULTILINE):  # as torch passes on what a data worker raised
         said = said.rstrip().splitlines()[-1]
     return " ".join(said.split())

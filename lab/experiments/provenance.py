@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import re
 import resource
 import subprocess
 from importlib.metadata import version
@@ -14,15 +15,22 @@ import torch
 from lab.home import home
 from lab.models import kernels
 
+_ARITHMETIC = (
+    r"ATEN_CPU_CAPABILITY|MKL_(CBWR|ENABLE_INSTRUCTIONS)|(ONEDNN|DNNL)_\w+|CUBLAS_WORKSPACE_CONFIG|"
+    r"NVIDIA_TF32_OVERRIDE|TORCH_BLAS_PREFER_\w+"
+)
+"""Variables by which libraries round otherwise, which nothing in the process can undo."""
+
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine, in words and numbers."""
+    """The machine, in words and numbers, and what is set of variables that move last bits."""
     about: dict[str, Any] = {"host": platform.node(), "cpu": _cpu_name(), "cores": cores()}
     about["threads"] = torch.get_num_threads()
     about["instructions"] = torch.backends.cpu.get_cpu_capability()
     about["kernels"] = "compiled" if device.type == "cpu" and kernels.library() else "torch"
     about["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return about
+    moved = {name: value for name, value in os.environ.items() if re.fullmatch(_ARITHMETIC, name)}
+    return {**about, **({"variables": moved} if moved else {})}
 
 
 def cores() -> int:
@@ -32,7 +40,7 @@ def cores() -> int:
 
 def threads() -> int:
     """CPU threads to use in all: OMP_NUM_THREADS, where that is set, else one a core."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
+    said, *_ = os.environ.get("OMP_NUM_THREADS", "").split(",")  # the first is of the outermost level
     return int(said) if said.isdigit() and int(said) else cores()
 
 

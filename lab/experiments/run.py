@@ -70,6 +70,7 @@ def execute(
         return result
     device = choose_device(experiment.execution.device)
     torch.set_num_threads(experiment.execution.threads or threads or provenance.threads())
+    torch.set_float32_matmul_precision("highest")  # whatever TORCH_ALLOW_TF32_CUBLAS_OVERRIDE says
     with directory.claimed():
         result = directory.read_result()
         if result is not None:  # finished by another process since we looked

@@ -155,7 +155,8 @@ def take_gpu(place: int, needed: bool = False) -> None:
         MachineFault: one is needed, and cannot be used.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = named.split(",") if named else [str(gpu) for gpu in range(torch.cuda.device_count())]
+    listed = named.split(",") if named else map(str, range(torch.cuda.device_count()))
+    gpus = [gpu for gpu in listed if gpu]
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
     if needed and not torch.cuda.is_available():

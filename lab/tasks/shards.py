@@ -16,15 +16,22 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lab.errors import Failure
+from lab.errors import MachineFault
 
 _CONTENT = "content.json"
 """The key and the size of every file, written last."""
 
 
 def root() -> Path:
-    """Where the folders are."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtp-lab"
+    """Where the folders are.
+
+    Raises:
+        MachineFault: nobody says.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtp-lab"
+    except RuntimeError:
+        raise MachineFault("there is no home folder to keep a cache in; XDG_CACHE_HOME names another") from None
 
 
 def folder(key: str, build: Callable[[Path], None]) -> Path:
@@ -35,7 +42,7 @@ def folder(key: str, build: Callable[[Path], None]) -> Path:
         build: fills an empty folder. Other processes that want the same wait; if this one is killed, one goes on.
 
     Raises:
-        Failure: the cache cannot be read or written.
+        MachineFault: the cache cannot be read or written.
     """
     place = root() / hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:32]
     if _is_whole(place):
@@ -58,7 +65,7 @@ def folder(key: str, build: Callable[[Path], None]) -> Path:
                     shutil.rmtree(fresh, ignore_errors=True)
                     raise
     except OSError as error:
-        raise Failure(f"{error.filename or place}: the cache cannot be used: {error.strerror}") from None
+        raise MachineFault(f"{error.filename or place}: the cache cannot be used: {error.strerror}") from None
     return place
 
 
@@ -74,12 +81,12 @@ def mapped(file: Path) -> NDArray[Any]:
     """An array of a folder, read from disk where it is looked at.
 
     Raises:
-        Failure: it vanished or is damaged.
+        MachineFault: it vanished or is damaged.
     """
     try:
         return np.asarray(np.load(file, mmap_mode="r"))
     except (OSError, ValueError):
-        raise Failure(f"{file}: vanished or damaged; delete {file.parent} and run again") from None
+        raise MachineFault(f"{file}: vanished or damaged; delete {file.parent} and run again") from None
 
 
 class Appending:
