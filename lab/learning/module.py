@@ -1,10 +1,11 @@
 """The Lightning module: loss, optimiser, schedule, and the meter that logging reads."""
 
+import functools
 import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lab.learning.data import Step
 from lab.learning.settings import Train
@@ -102,13 +103,20 @@ class LearningModule(L.LightningModule):
 
         With `clip_apart` what next-token inference drops is clipped by itself, and the norm is that of the rest.
         """
-        clip, parameters = self.train_settings.clip, dict(self.model.named_parameters())
-        if self.train_settings.clip_apart:
-            further = [parameters.pop(f"objective.{name}") for name in sorted(self.model.objective.dropped())]
-            torch.nn.utils.clip_grad_norm_(further, clip, foreach=True)
-        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), clip, foreach=True)
+        clip, (kept, apart) = self.train_settings.clip, self._clipped
+        if apart:
+            torch.nn.utils.clip_grad_norm_(apart, clip, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(kept, clip, foreach=True)
         self.meter[-2] += norm
         self.meter[-1] += norm > clip
+
+    @functools.cached_property
+    def _clipped(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The parameters whose gradient's norm is clipped and recorded, and those that are clipped by themselves."""
+        parameters = dict(self.model.named_parameters())
+        dropped = sorted(self.model.objective.dropped()) if self.train_settings.clip_apart else []
+        apart = [parameters.pop(f"objective.{name}") for name in dropped]
+        return [*parameters.values()], apart
 
     def read_meter(self) -> dict[str, float]:
         """Means since the last reading, over all processes, and the meter back to zero.

@@ -11,11 +11,12 @@ automatic optimisation, accumulation, DistributedDataParallel) there is one loss
 reduce gradients once, not once a head, to which the paper lost 7 to 22 % (Table S5).
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lab.models.decoder import Decoder
 from lab.objectives.base import Batch, Objective, targets
@@ -131,8 +132,12 @@ class _Heads:
         self.targets = [targets(batch, head + 1, positions).flatten() for head in range(objective.n)]
         importance = objective.importance(batch)
         self.importance = None if importance is None else importance.flatten()
-        above = (each for name, each in decoder.named_parameters() if not name.startswith("trunk."))
-        self.parameters = [*above, *objective.parameters()]
+
+    @functools.cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the heads train beside the trunk."""
+        above = (each for name, each in self.decoder.named_parameters() if not name.startswith("trunk."))
+        return [*above, *self.objective.parameters()]
 
     def latents(self, trunk_BTD: Tensor) -> Iterator[Tensor]:
         """Each head's latents [B, T, D]."""
