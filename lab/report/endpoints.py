@@ -13,7 +13,7 @@ from lab.experiments.experiment import Experiment
 from lab.experiments.store import Result
 from lab.experiments.sweep import Cell, Primary, Sweep
 from lab.objectives import Detached
-from lab.objectives.heads import OneHead
+from lab.objectives.heads import ManyHeads, OneHead
 from lab.report.tables import curves, past, tidy
 from lab.tasks.base import Row, Task
 
@@ -103,9 +103,14 @@ def taught_further(run: Experiment, others: Mapping[str, Experiment]) -> bool:
     Next-token prediction in any form does not, nor do heads that are detached: such arms are controls.
     """
     source = others.get(run.source) if run.source is not None else None
-    return any(
-        each.objective.n > 1 and not isinstance(each.objective, OneHead | Detached) for each in (run, source) if each
-    )
+    return any(_teaches(each.objective) for each in (run, source) if each)
+
+
+def _teaches(objective: Any) -> bool:
+    """True where further heads' gradient reaches the trunk."""
+    if objective.n == 1 or isinstance(objective, OneHead | Detached):
+        return False
+    return not isinstance(objective, ManyHeads) or objective.trunk_gradient > 0
 
 
 def _times_to_level(
