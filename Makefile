@@ -1,5 +1,5 @@
 # make install: the environment (.venv, with the `lab` command in .venv/bin)
-# make demo:    both tasks, small: n = 1 and 4 on polynomials, n = 1 and 2 on stories; tables and figures (minutes)
+# make demo:    three tasks, small: n = 1 and 2 on path-star graphs, 1 and 4 on polynomials, 1 and 2 on stories (minutes)
 # make test:    lint, types, import layers, tests
 # make figures: every figure from stored results
 # make gpu:     with a GPU, and a PYTHON that has torch for it: CUDA tests, then speed and memory, into OUT (8 minutes)
@@ -21,6 +21,8 @@ install: .venv/installed
 	@touch $@
 
 demo: install
+	$(BIN)/lab sweep run sweeps/demo_star.yaml --workers 2
+	$(BIN)/lab figures learning_curves --sweep sweeps/demo_star.yaml
 	$(BIN)/lab sweep run sweeps/demo_polynomials.yaml --workers 2
 	$(BIN)/lab figures polynomials_by_operations --sweep sweeps/demo_polynomials.yaml
 	$(BIN)/lab sweep run sweeps/demo_stories.yaml --workers 2

@@ -137,6 +137,38 @@ def test_induction_curves_show_every_run_and_their_means(further: dict[str, list
         assert axes.lines[0].get_ydata()[0] == pytest.approx(100 * LEVELS["class_copying"])  # type: ignore[index]
 
 
+ARMS: dict[str, list[Any]] = {"arm": ["as it is", "another"]}
+
+
+@pytest.mark.parametrize("further", [{}, ARMS], ids=["one panel", "two"])
+def test_learning_curves_show_every_run_and_how_many_solved_the_task(further: dict[str, list[Any]]) -> None:
+    plain, finished = stories(ns=(1, 2), seeds=4, further=further)
+    level = float(np.median(scores_of(finished, "test")) / 100)
+    primary = Primary(measure="solved", level=level, margin=0.1, where={"names": "fresh"})
+    figure = drawn("learning_curves", dataclasses.replace(plain, primary=primary), finished)
+    readable(figure)
+    counts = []
+    for axes, arm in zip(figure.axes, further.get("arm", [None]), strict=True):
+        assert axes.get_title(loc="left") == ("" if arm is None else arm)
+        point = {} if arm is None else {"arm": arm}
+        for n in (1, 2):
+            own = {**point, "objective.n": n}
+            runs = [
+                [100 * row["validation/second_token_accuracy"] for row in result["curve"]]
+                for cell, result in finished
+                if own.items() <= cell.axes.items()
+            ]
+            lines = [each for each in axes.lines if np.allclose(to_rgb(each.get_color()), colour_of(n))]
+            np.testing.assert_allclose(sorted(runs), sorted(np.asarray(line.get_ydata()).tolist() for line in lines))
+            solved = sum(score >= 100 * level for score in scores_of(finished, "test", **own))
+            assert f"n = {n}\n{solved} of 4\nsolved" in labels_of(axes)
+            counts.append(solved)
+    assert 0 < sum(counts) < 4 * len(counts), "some solve it, and some do not"
+    assert {text for axes in drawn("learning_curves", plain, finished).axes for text in labels_of(axes)} == {
+        *("n = 1", "n = 2")
+    }  # fmt: skip
+
+
 def test_effects_show_every_pair_of_seeds_and_the_verdict() -> None:
     several = [
         (words, dataclasses.replace(sweep, primary=Primary(where={"names": "fresh"}, margin=0.02)), finished)

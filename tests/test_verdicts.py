@@ -187,6 +187,8 @@ OBJECTIVES: dict[str, Any] = {
     "detached": Detached(n=2),
     "two heads": Parallel(n=2),
     "anticausal": Anticausal(n=2),
+    "a hundredth": Parallel(n=2, trunk_gradient=0.01),
+    "none": Parallel(n=2, trunk_gradient=0.0),
 }
 
 
@@ -196,7 +198,7 @@ def test_controls_are_known_by_their_objective() -> None:
 
     others: Any = {name: run(name) for name in OBJECTIVES}
     taught = [name for name in OBJECTIVES if taught_further(run(name), others)]
-    assert taught == ["two heads", "anticausal"]
+    assert taught == ["two heads", "anticausal", "a hundredth"]
     # Finetuned to one head, what further heads taught it is what is asked about.
     assert taught_further(run("next", "two heads"), others)
     assert not taught_further(run("next", "detached"), others)
