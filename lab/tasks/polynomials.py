@@ -14,7 +14,7 @@ answer tokens and `.` follow. Nothing separates or precedes documents.
 With hints (`hint`) a token stands behind each coefficient of the answer: the same coefficient of the outermost
 operation's first operand, from which it would be worked out (of `- A` that is A), or a filler, `_`:
 
-    + * 2 0 0 1 1 1 = 1 0 2 2 .        + * 2 0 0 1 1 1 = 1 _ 2 _ .
+    + * 2 0 1 2 1 1 = 0 2 2 1 .        + * 2 0 1 2 1 1 = 0 _ 2 _ .
 
 It comes too late for next-token prediction, which has written the coefficient by then; a head that looks two tokens
 ahead has to say it in the place where the coefficient is due. An operand that is a leaf stands in the question; another
@@ -378,17 +378,18 @@ class PolynomialTask:
         used = np.flatnonzero(np.arange((width + 1) // 2) < questions.leaves[:, None])
         operands = questions.operands.reshape(-1, d).take(used, axis=0)  # several times faster than [used]
         values, sizes = self._evaluated(questions, leaf, operands)
-        answers, hints = (self.ring.coefficients(values[symbol::width]) for symbol in (0, 1))
+        answers = self._written(values[::width])
         if config.coefficients == "leading_first":
-            operands, answers, hints = operands[:, ::-1], answers[:, ::-1], hints[:, ::-1]
+            operands = operands[:, ::-1]
 
         # Every symbol has a row of slots, filled from a sheet that is then read without its empty slots.
         tail = np.empty((count, self._tail), np.uint16)
         tail[:, : config.pause] = self._pause
         tail[:, config.pause] = self._equals
         tail[:, config.pause + 1 : -1 : self._stride] = answers
-        if config.hint != "none":
-            tail[:, config.pause + 2 : -1 : 2] = hints if config.hint == "operand" else self._pause
+        if config.hint != "none":  # the first operand is the subtree at the second symbol
+            hints = self._written(values[1::width]) if config.hint == "operand" else self._pause
+            tail[:, config.pause + 2 : -1 : 2] = hints
         tail[:, -1] = self._end
         if config.syntax == "prefix":
             slots = self._prefix(words, leaf, operands)
@@ -403,7 +404,7 @@ class PolynomialTask:
         tokens = np.zeros(document.shape, np.uint16)
         tokens.reshape(-1)[np.flatnonzero(document)] = sheet.take(np.flatnonzero(sheet != _EMPTY))
         answered = document & (columns >= ends - np.int16(self._stride * d + 1))
-        scored = answered & ((ends - 1 - columns) % self._stride == 0)
+        scored = answered if config.hint == "none" else answered & ((ends - 1 - columns) % 2 == 0)
         outermost = _NAMES[questions.words[:, 0]]
         return Examples(
             tokens=tokens,
@@ -447,6 +448,11 @@ class PolynomialTask:
             values[here] = self.ring.neg(values[here + 1])
             sizes[here] += sizes[here + 1]
         return values, sizes
+
+    def _written(self, values: Elements) -> NDArray[np.integer]:
+        """The coefficients of values, in written order."""
+        coefficients = self.ring.coefficients(values)
+        return coefficients if self.config.coefficients == "constant_first" else coefficients[:, ::-1]
 
     def _value(self, expression: Expression) -> Elements:
         if isinstance(expression[0], str):
