@@ -15,9 +15,9 @@ of their own; or both are fillers, which say nothing:
 
 The loss leaves out the first of the two. So next-token prediction, which learns the second, finds it written right
 before. A head that looks two tokens ahead has to say it at the name's second token, and for that to look at the token
-before: the first half of induction, as "AB ... A" can be matched once B's place holds A. What is scored is the same with
-and without. Later names are read with the hints before them, which say at each name's place what it begins with; a model
-that tells by itself has to write them, too.
+before: the first half of induction, as "AB ... A" can be matched once B's place holds A. What is scored is the same
+with and without. Later names are read with the hints before them, which say at each name's place what it begins with; a
+model that tells by itself has to write them, too.
 
 Hold-out: where all fresh test names together are at most 1 % of the pairs that can be a name, no name in training or
 validation is one of them (in a refrain two neighbouring tokens may happen to be). A larger part, as with bytes and BPE,
