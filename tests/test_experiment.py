@@ -22,7 +22,7 @@ CHANGES = [
     "task.prime=5", "task.degree=3", "task.operators={add: 1}", "task.operators={add: 2, mul: 1}",
     "task.train_operations=[1, 3]", "task.test_operations=[1, 4]", "task.test_examples=31",
     "task.validation_examples=21", "task.shape=split", "task.syntax=infix", "task.coefficients=leading_first",
-    "task.pause=1", "task.loss=answer", "task.unique_examples=100",
+    "task.pause=1", "task.loss=answer", "task.unique_examples=100", "task.hint=filler", "task.hint=operand",
     "model={size: 1M, layers: null, width: null, heads: null}", "model.layers=5", "model.width=32", "model.heads=4",
     "model.rotary_base=100",
     "objective=next_token", "objective.n=1", "objective.n=3", "objective.reduction=mean", "objective.extra_layers=1",

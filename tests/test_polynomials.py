@@ -16,6 +16,8 @@ from pydantic import ValidationError
 
 from lab.config import validated
 from lab.errors import BadInput
+from lab.learning.data import packed_batch
+from lab.objectives.base import targets
 from lab.tasks.base import Examples, Row, Split, Task
 from lab.tasks.draws import draws32, stream
 from lab.tasks.holdout import LARGE
@@ -44,6 +46,7 @@ def configs(draw: st.DrawFn) -> Polynomials:
         pause=draw(st.integers(0, 3)),
         loss=draw(st.sampled_from(["all", "answer"])),
         unique_examples=draw(st.none() | st.integers(1, 50)),
+        hint=draw(st.sampled_from(["none", "filler", "operand"])),
         **SMALL_SETS,
     )
 
@@ -95,6 +98,11 @@ def sympy_value(expression: Expression, prime: int, degree: int) -> sympy.Poly:
     return value.rem(sympy.Poly(X**degree, X, modulus=prime))
 
 
+def sympy_coefficients(expression: Expression, prime: int, degree: int) -> list[int]:
+    coefficients = [int(c) % prime for c in sympy_value(expression, prime, degree).all_coeffs()[::-1]]
+    return coefficients + [0] * (degree - len(coefficients))
+
+
 def test_it_is_a_task() -> None:
     task: Task = DEFAULT.build()
     examples = task.examples("test", np.arange(20), 0)
@@ -111,17 +119,91 @@ def test_answers_agree_with_sympy(prime: int, degree: int, shape: Any) -> None:
     examples = task.examples("test", np.arange(0, 400, 4), 0)
     for row in range(len(examples.lengths)):
         record = task.record(examples, row)
-        coefficients = sympy_value(record["expression"], prime, degree).all_coeffs()[::-1]
-        expected = [int(c) % prime for c in coefficients]
-        assert record["answer"] == expected + [0] * (degree - len(expected))
+        assert record["answer"] == sympy_coefficients(record["expression"], prime, degree)
         assert task.evaluate(record["expression"]) == record["answer"]
+
+
+# Hints
+
+
+@pytest.mark.parametrize("syntax", ["prefix", "infix"])
+@pytest.mark.parametrize("coefficients", ["constant_first", "leading_first"])
+@pytest.mark.parametrize(("prime", "degree"), [(3, 2), (7, 5), (101, 1)])
+def test_hints_are_the_first_operand_by_sympy(syntax: Any, coefficients: Any, prime: int, degree: int) -> None:
+    fields = {"syntax": syntax, "coefficients": coefficients, "prime": prime, "degree": degree, **SMALL_SETS}
+    task = Polynomials(hint="operand", **fields).build()
+    examples = task.examples("test", np.arange(0, 400, 7), 0)
+    for row in range(len(examples.lengths)):
+        record = task.record(examples, row)
+        answer = record["text"].split(" = ")[1].split()
+        first = sympy_coefficients(record["expression"][1], prime, degree)
+        assert answer[1:-1:2] == list(map(str, first if coefficients == "constant_first" else first[::-1]))
+        assert record["answer"] == sympy_coefficients(record["expression"], prime, degree)
+
+
+@pytest.mark.parametrize("config", [DEFAULT, OTHER, Polynomials(prime=3, degree=2, loss="answer")])
+@pytest.mark.parametrize("split", SPLITS)
+def test_hints_add_tokens_and_change_nothing_else(config: Polynomials, split: Split) -> None:
+    plain = config.build()
+    indices = np.arange(0, plain.size(split) or 300, 1 if split == "train" else 211)
+    without, d = plain.examples(split, indices, 4), config.degree
+    hinted = [config.model_copy(update={"hint": hint}).build() for hint in ("filler", "operand")]
+    filler, operand = (task.examples(split, indices, 4) for task in hinted)
+    for task, examples in zip(hinted, (filler, operand), strict=True):
+        assert task.vocabulary == plain.vocabulary
+        assert task.longest(split) == plain.longest(split) + d
+        np.testing.assert_array_equal(examples.lengths, without.lengths + d)
+        np.testing.assert_array_equal(examples.keys, without.keys)
+        np.testing.assert_array_equal(task.kind(examples) == task.kinds.index("hint"), examples.marks["hint"] == 1)
+        for row in range(len(indices)):
+            hints = examples.marks["hint"][row] == 1
+            assert hints.sum() == d
+            assert examples.trained[row, hints].all()
+            for name in ("tokens", "scored", "trained"):
+                kept = getattr(examples, name)[row, ~hints][: without.lengths[row]]
+                np.testing.assert_array_equal(kept, getattr(without, name)[row, : without.lengths[row]])
+    # The two conditions differ in what the hints say, and not in where they stand.
+    np.testing.assert_array_equal(filler.marks["hint"], operand.marks["hint"])
+    assert (filler.tokens[filler.marks["hint"] == 1] == plain.vocabulary.index("_")).all()
+    np.testing.assert_array_equal(filler.tokens != operand.tokens, filler.marks["hint"] == 1)
+    np.testing.assert_array_equal(filler.trained, operand.trained)
+
+
+def test_who_has_to_say_a_hint() -> None:
+    """The second head, where the next token's says the coefficient."""
+    task = Polynomials(hint="operand", **SMALL_SETS).build()
+    examples = task.examples("test", np.arange(0, 400, 9), 0)
+    batch = packed_batch(examples, 100, 2)
+    near, far = (targets(batch, offset, 100).numpy() for offset in (1, 2))
+    found = {}
+    for row, columns in enumerate((batch.tokens == task.vocabulary.index("=")).numpy()):
+        for place in np.flatnonzero(columns):
+            found[int(batch.documents[row, place])] = (
+                near[row, place : place + 10 : 2],
+                far[row, place : place + 10 : 2],
+            )
+    for row in range(len(examples.lengths)):
+        record = task.record(examples, row)
+        assert found[row][0].tolist() == record["answer"]
+        assert found[row][1].tolist() == sympy_coefficients(record["expression"][1], 7, 5)
+
+
+def test_hints_are_not_scored() -> None:
+    for hint in ("filler", "operand"):
+        task = Polynomials(hint=hint, **SMALL_SETS).build()
+        examples = task.examples("test", np.arange(0, 400, 3), 0)
+        nothing = np.zeros(examples.keys.shape, np.bool_)
+        predicted = np.where(examples.marks["hint"], 8, examples.tokens).astype(np.uint16)
+        assert task.summary(task.score(examples, predicted, nothing))["exact_match"] == 1
+        predicted[:, :-1] = examples.tokens[:, 1:]  # a hint in the place of the coefficient before it is wrong
+        assert task.summary(task.score(examples, predicted, nothing))["exact_match"] == 0
 
 
 # Writing
 
 
-def spelled(task: PolynomialTask, expression: Expression, answer: list[int]) -> list[str]:
-    """A document, written the slow way."""
+def spelled(task: PolynomialTask, expression: Expression, answer: list[int], given: list[str]) -> list[str]:
+    """A document, written the slow way; its hints are as in the document `given`."""
     config = task.config
     step = 1 if config.coefficients == "constant_first" else -1
     signs: dict[str, str] = dict(zip(OPERATORS, "-+*o", strict=True))
@@ -135,7 +217,12 @@ def spelled(task: PolynomialTask, expression: Expression, answer: list[int]) -> 
         middle = [signs[node[0]], *parts[0]] if len(parts) == 1 else [*parts[0], signs[node[0]], *parts[1]]
         return ["(", *middle, ")"]
 
-    return [*write(expression), *["_"] * config.pause, "=", *map(str, answer[::step]), "."]
+    if config.hint == "none":
+        written = list(map(str, answer[::step]))
+    else:
+        hints = ["_"] * len(answer) if config.hint == "filler" else given[-2 * len(answer) : -1 : 2]
+        written = [text for pair in zip(map(str, answer[::step]), hints, strict=True) for text in pair]
+    return [*write(expression), *["_"] * config.pause, "=", *written, "."]
 
 
 @settings(max_examples=60, deadline=None)
@@ -151,20 +238,23 @@ def test_documents(config: Polynomials, split: Split, seed: int) -> None:
         assert json.loads(json.dumps(record)) == record
         assert list(record) == ["operations", "expression", "answer", "text", "tokens"]
         expression, m, leaves = record["expression"], record["operations"], count_leaves(record["expression"])
-        assert record["text"].split() == spelled(task, expression, record["answer"])
+        texts = record["text"].split()
+        assert texts == spelled(task, expression, record["answer"], texts)
         assert record["tokens"] == [task.vocabulary.index(text) for text in record["text"].split()]
         assert low <= m == count_operations(expression) <= high
         assert examples.slices["operations"][row] == m
         assert examples.slices["operator"][row] == expression[0]
         assert task.evaluate(expression) == record["answer"]
         assert length == len(record["tokens"])
-        assert length == m * (1 if config.syntax == "prefix" else 3) + leaves * d + config.pause + d + 2
+        answer = d if config.hint == "none" else 2 * d
+        assert length == m * (1 if config.syntax == "prefix" else 3) + leaves * d + config.pause + answer + 2
         place = np.arange(examples.tokens.shape[1])
-        np.testing.assert_array_equal(examples.scored[row], (place >= length - d - 1) & (place < length))
-        trained = place < length if config.loss == "all" else examples.scored[row]
+        scored = np.isin(place, np.arange(length - answer - 1, length, answer // d))
+        np.testing.assert_array_equal(examples.scored[row], scored)
+        trained = (place < length) & ((place >= length - answer - 1) | (config.loss == "all"))
         np.testing.assert_array_equal(examples.trained[row], trained)
         # The digits, and those after them: in the question, in pauses, at the end and beyond, nothing follows.
-        followed = [1] * (length - d - 1) + list(range(d, 0, -1)) + [1] * (len(place) - length + 1)
+        followed = [1] * (length - answer - 1) + list(range(answer, 0, -1)) + [1] * (len(place) - length + 1)
         assert examples.spans is not None
         assert examples.spans[row].tolist() == followed
         assert not examples.tokens[row, length:].any()
@@ -195,7 +285,8 @@ def test_malformed_documents_are_refused(config: Polynomials, data: st.DataObjec
         texts = [task.vocabulary[t] if 0 <= t < len(task.vocabulary) else "" for t in (tokens[place], other)]
         assert damage != "swap" or not any(set(texts) <= kind for kind in spare)
     else:
-        assert spelled(task, expression, answer) == [task.vocabulary[token] for token in broken]
+        texts = [task.vocabulary[token] for token in broken]
+        assert spelled(task, expression, answer, texts) == texts
 
 
 @pytest.mark.parametrize(
@@ -295,7 +386,9 @@ def test_what_is_drawn_is_unbiased() -> None:
     assert shares == pytest.approx([1 / 8, 2 / 8, 0, 5 / 8], abs=0.015)
 
 
-@pytest.mark.parametrize("config", [DEFAULT, OTHER, Polynomials(prime=3, degree=2, unique_examples=70)])
+@pytest.mark.parametrize(
+    "config", [DEFAULT, OTHER, Polynomials(prime=3, degree=2, unique_examples=70), Polynomials(hint="operand")]
+)
 @pytest.mark.parametrize("split", SPLITS)
 def test_examples_are_pure(config: Polynomials, split: Split) -> None:
     task = config.model_copy(update={"test_examples": 30, "validation_examples": 30}).build()
@@ -325,6 +418,8 @@ def digest(config: Polynomials, split: Split) -> str:
         (OTHER, "train", "1e28c02c4b530ba1"),
         (OTHER, "validation", "9d4bed2e92e351c0"),
         (OTHER, "test", "2cf8619fa1a5be37"),
+        (Polynomials(hint="operand"), "train", "ca95fe81d984b990"),
+        (Polynomials(hint="filler"), "test", "4927a124ebfa4d02"),
     ],
 )
 def test_golden_hashes(config: Polynomials, split: Split, expected: str) -> None:
@@ -457,8 +552,10 @@ def slow_score(
     d = task.config.degree
     groups: dict[tuple[int, str, str], list[tuple[list[bool], tuple[int, ...]]]] = {}
     for row, length in enumerate(examples.lengths.tolist()):
-        truth = examples.tokens[row, length - d - 1 : length].tolist()
-        right = [a == b for a, b in zip(truth, predicted[row, length - d - 1 : length].tolist(), strict=True)]
+        step = 1 if task.config.hint == "none" else 2
+        answer = slice(length - 1 - d * step, length, step)
+        truth = examples.tokens[row, answer].tolist()
+        right = [a == b for a, b in zip(truth, predicted[row, answer].tolist(), strict=True)]
         for operator in ("all", str(examples.slices["operator"][row])):
             for familiarity in ("all", "seen" if seen[row, 0] else "unseen"):
                 key = (int(examples.slices["operations"][row]), operator, familiarity)
@@ -557,6 +654,7 @@ def test_constant_answers_at_known_rings() -> None:
         ({"test_operations": (1, 65)}, "from 1 to 64"), ({"test_operations": (1, 2, 3)}, "at most 2"),
         ({"test_examples": 0}, "greater than"), ({"validation_examples": 0}, "greater than"),
         ({"unique_examples": 0}, "greater than"), ({"pause": -1}, "greater than"), ({"syntax": "postfix"}, "'prefix'"),
+        ({"hint": "operands"}, "'none', 'filler' or 'operand'"),
     ],
 )  # fmt: skip
 def test_invalid_configs_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -1,5 +1,6 @@
 """Names and scores of stories: frequencies, hold-out, mentions, and what oracles score through the evaluation code."""
 
+import hashlib
 import json
 import re
 from collections import Counter, defaultdict
@@ -14,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
+from lab.learning.data import packed_batch
 from lab.learning.evaluation import evaluate
 from lab.objectives import LanguageModel
+from lab.objectives.base import targets
 from lab.tasks.base import Examples, Row
 from lab.tasks.induction import REFRAIN, NameLaw, Names, StoryTask
 from lab.tasks.stories import Stories
@@ -214,6 +217,131 @@ def test_test_stories_on_the_command_line() -> None:
             assert record["tokens"][place - 1 : place + 1] == record["names"][mention["character"]]
             later += mention["mention"] > 1
     assert later >= 300
+
+
+# --- hints ---
+
+KINDS = pytest.mark.parametrize(
+    "recipe",
+    [Stories(refrains=1.0), Stories(tokens=Bytes(), length=(400, 600)), Stories(tokens=Bpe(), length=(150, 250))],
+    ids=["words", "bytes", "bpe"],
+)
+
+
+def written_by_hand(task: StoryTask, plain: dict[str, Any]) -> tuple[list[int], list[int], list[int]]:
+    """A story with its hints, the places of the hints, and what its second tokens' places have become."""
+    known = len(task.source.tokenizer.vocabulary)
+    mentions = {mention["position"] for mention in plain["mentions"]}
+    tokens: list[int] = []
+    hints, places = [], []
+    for place, token in enumerate(plain["tokens"]):
+        tokens.append(token)
+        if place in mentions:
+            places.append(len(tokens) - 1)
+            said = task.vocabulary.index(f"[{task.vocabulary[tokens[-2]]}]" if task.hint == "name" else "[]", known)
+            hints += [len(tokens), len(tokens) + 1]
+            tokens += [said, said]
+    return tokens, hints, places
+
+
+@KINDS
+@pytest.mark.parametrize("hint", ["filler", "name"])
+def test_hints_stand_behind_names_and_change_nothing_else(recipe: Stories, hint: Any) -> None:
+    plain, task = recipe.build(), recipe.model_copy(update={"hint": hint}).build()
+    assert task.vocabulary[: len(plain.vocabulary)] == plain.vocabulary
+    assert len(set(task.vocabulary)) == len(task.vocabulary)
+    assert task.kinds == (*plain.kinds, "hint")
+    for split in ("train", "validation", "test"):
+        indices = np.arange(0, 200, 3)
+        without, examples = (each.examples(split, indices, 5) for each in (plain, task))
+        np.testing.assert_array_equal(examples.keys, without.keys)
+        assert examples.lengths.max() == examples.tokens.shape[1] <= task.longest(split)
+        for row in range(len(indices)):
+            record, before = task.record(examples, row), plain.record(without, row)
+            tokens, hints, places = written_by_hand(task, before)
+            assert record["tokens"] == tokens
+            assert [mention["position"] for mention in record["mentions"]] == places
+            assert record["names"] == before["names"]
+            assert re.sub(r"\[[^\[\]]*\]", "", record["text"]) == before["text"]
+            untrained = set(hints[::2]) | set(range(len(tokens), examples.tokens.shape[1]))
+            assert np.flatnonzero(~examples.trained[row]).tolist() == sorted(untrained)
+            later = [mention["mention"] > 1 for mention in before["mentions"]]
+            assert np.flatnonzero(examples.scored[row]).tolist() == np.array(places)[later].tolist()
+            kinds = np.delete(task.kind(examples)[row], hints)[: len(before["tokens"])]
+            np.testing.assert_array_equal(kinds, plain.kind(without)[row, : len(before["tokens"])])
+            assert (task.kind(examples)[row, hints] == 4).all()
+
+
+def test_a_hint_is_read_where_it_was_written() -> None:
+    task = Stories(hint="name").build()
+    record = task.record(task.examples("test", np.arange(1), 0), 0)
+    for name, tokens in record["names"].items():
+        first = f"[{task.vocabulary[tokens[0]]}]"
+        times = sum(mention["character"] == name for mention in record["mentions"])
+        assert record["text"].count(f"{name}{first}{first}") == times > 0
+
+
+def test_who_has_to_say_a_hint() -> None:
+    """The next token's head has just read it; the second head stands at the name's second token."""
+    task = Stories(hint="name").build()
+    examples = task.examples("train", np.arange(40), 0)
+    batch = packed_batch(examples, 300, 2)
+    hints = batch.tokens >= len(task.source.tokenizer.vocabulary)
+    near, far = (targets(batch, offset, 300) for offset in (1, 2))
+    rows, places = torch.nonzero(hints[:, :300] & hints[:, 1:301], as_tuple=True)  # the first of two
+    assert len(rows) == (examples.marks["mention"] > 0).sum()
+    assert torch.equal(near[rows, places], batch.tokens[rows, places])
+    assert torch.equal(far[rows, places - 1], batch.tokens[rows, places])
+    assert (near[rows, places - 1] == -100).all()
+    assert (far[rows, places - 2] == -100).all()
+    said = [f"[{task.vocabulary[first]}]" for first in batch.tokens[rows, places - 2].tolist()]
+    assert [task.vocabulary[token] for token in far[rows, places - 1].tolist()] == said
+
+
+def test_names_are_never_neighbours() -> None:
+    """The bound on a story with hints rests on it: each name is two tokens, and a third is behind it."""
+    for recipe in (Stories(pronouns=0.0), Stories(tokens=Bytes(), length=(400, 600), pronouns=0.0)):
+        examples = recipe.build().examples("train", np.arange(3000), 0)
+        name = examples.marks["character"] > 0
+        rows, seconds = np.nonzero(examples.marks["mention"])
+        assert not name[rows, seconds + 1].any()
+        assert (seconds + 1 < examples.lengths[rows]).all()
+
+
+def test_hints_do_not_move_scores() -> None:
+    for hint in ("filler", "name"):
+        task = Stories(hint=hint, names=Names(fresh=0.5)).build()
+        known = {
+            task.vocabulary.index(name[1])
+            for names in pairs(task, task.examples("train", np.arange(2000), 0))
+            for name in names
+        }
+        plain = Stories(names=Names(fresh=0.5)).build()
+        assert scores(task, induction(task, known)) == scores(plain, induction(plain, known))
+    examples = task.examples("test", np.arange(200), 0)
+    predicted = np.where(examples.marks["hint"], 0, examples.tokens).astype(np.uint16)
+    rows = task.score(examples, predicted, np.ones(examples.keys.shape, np.bool_))
+    assert {row["second_token_accuracy"] for row in rows} == {1.0}
+
+
+def digest(recipe: Stories, split: Any) -> str:
+    examples = recipe.build().examples(split, np.arange(64), 0)
+    parts = [examples.tokens.astype("<u2"), examples.lengths.astype("<i8"), examples.trained, examples.scored]
+    return hashlib.sha256(b"".join(part.tobytes() for part in [*parts, examples.keys.astype("<u8")])).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "split", "expected"),
+    [
+        (Stories(), "train", "2cda6f13f256ffba"),
+        (Stories(), "test", "91b173e804d611de"),
+        (Stories(hint="name"), "train", "06f00012e9577ea5"),
+        (Stories(hint="filler"), "test", "3c6db91ad0541bc5"),
+    ],
+)
+def test_golden_hashes(recipe: Stories, split: Any, expected: str) -> None:
+    """Every result rests on these stories: if they must change, raise the config's `version`."""
+    assert digest(recipe, split) == expected
 
 
 # --- scores ---

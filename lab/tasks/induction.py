@@ -8,16 +8,28 @@ Evaluation stories are told twice: with fresh names, and with names of the pool.
 token, which is in no refrain there, so that nothing but an unknown second token keeps induction on names from being
 always right. (With shared tokens, a first token may be another name's second one.)
 
+With hints (`Hint`) two more tokens stand behind each name, both of which say its first token over again, in an alphabet
+of their own; or both are fillers, which say nothing:
+
+    a fox named Mi ra [mi] [mi] . Soon Mi ra [mi] [mi] went        a fox named Mi ra [] [] .
+
+The loss leaves out the first of the two. So next-token prediction, which learns the second, finds it written right
+before. A head that looks two tokens ahead has to say it at the name's second token, and for that to look at the token
+before: the first half of induction, as "AB ... A" can be matched once B's place holds A. What is scored is the same
+with and without. Later names are read with the hints before them, which say at each name's place what it begins with; a
+model that tells by itself has to write them, too.
+
 Hold-out: where all fresh test names together are at most 1 % of the pairs that can be a name, no name in training or
 validation is one of them (in a refrain two neighbouring tokens may happen to be). A larger part, as with bytes and BPE,
 is not held out: that would be a rule worth learning. Validation names may occur in training. Scores are split into
 pairs that occurred in training and pairs that did not, as counted.
 """
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +52,8 @@ _PATIENCE = 16
 """Times that names which do not fit are drawn again by their frequencies."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Hint = Literal["none", "filler", "name"]
+"""The two tokens behind each name: none, two that say nothing, or two that say its first token."""
 
 
 class Names(Config):
@@ -244,16 +258,24 @@ class StoryTask:
     levels: tuple[str, ...] = ("class_copying", "oracle", "chance")
     slices: tuple[str, ...] = ("names", "mention", "characters", "tokens", "seen")
     across = "names"
-    kinds: tuple[str, ...] = ("other", "first token", "second token, introduced", "second token, later")
 
-    def __init__(self, source: Source, names: Names, tokens: Tokens) -> None:
-        """Stories that `source` tells, in the kind of tokens that it has, with `names`."""
-        self.source, self.names, self.tokens = source, names, tokens
+    def __init__(self, source: Source, names: Names, tokens: Tokens, hint: Hint = "none") -> None:
+        """Stories that `source` tells, in the kind of tokens that it has, with `names` and a `hint` behind each."""
+        self.source, self.names, self.tokens, self.hint = source, names, tokens, hint
+        kinds = ("other", "first token", "second token, introduced", "second token, later")
+        self.kinds: tuple[str, ...] = kinds if hint == "none" else (*kinds, "hint")
 
-    @property
+    @cached_property
     def vocabulary(self) -> tuple[str, ...]:
-        """The text of each token id."""
-        return self.source.tokenizer.vocabulary
+        """The text of each token id; with hints `[]` and all of them come last, whether they or fillers are written."""
+        known = self.source.tokenizer.vocabulary
+        return known if self.hint == "none" else (*known, "[]", *(f"[{known[first]}]" for first in self._firsts))
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        """The tokens that names begin with."""
+        found: list[int] = np.unique(self.law.tokens[:, 0]).tolist()
+        return found
 
     @cached_property
     def law(self) -> NameLaw:
@@ -276,8 +298,9 @@ class StoryTask:
         return None if split == "train" else 2 * (self.source.stories(split) or 0)
 
     def longest(self, split: Split) -> int:
-        """An upper bound on the tokens of one example of a split."""
-        return self.source.longest(split)
+        """An upper bound on the tokens of one example of a split: a name has two, and another token after it."""
+        told = self.source.longest(split)
+        return told if self.hint == "none" else told + 2 * (told // 3)
 
     def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
         """The stories of a split at `indices` [N]; see `Task.examples`.
@@ -297,7 +320,8 @@ class StoryTask:
             drawn = self.law.draw(("names", split, "fresh"), stories, 1.0, unseen, free)
             drawn[pooled] = self.law.draw(("names", split, "pool"), stories[pooled], 0.0, 0.0, free=False)
         skeletons = self.source.skeletons(split, stories, seed)
-        return self._named(skeletons, drawn, np.where(pooled, "pool", "fresh"))
+        told = self._named(skeletons, drawn, np.where(pooled, "pool", "fresh"))
+        return told if self.hint == "none" else self._hinted(told)
 
     def _named(self, skeletons: Skeletons, drawn: NDArray[np.int64], kind: NDArray[np.str_]) -> Examples:
         """The stories with their names filled in."""
@@ -331,12 +355,36 @@ class StoryTask:
             marks={"character": character, "mention": mention},
         )
 
+    def _hinted(self, told: Examples) -> Examples:
+        """The examples with hints, or fillers, behind their names."""
+        second = told.marks["mention"] > 0
+        lengths = told.lengths + 2 * second.sum(axis=1)
+        rows, places = np.nonzero(np.arange(second.shape[1]) < told.lengths[:, None])
+        moved = places + 2 * (np.cumsum(second, axis=1) - second)[rows, places]
+        shape = (len(second), int(lengths.max(initial=0)))
+
+        def spread(values: NDArray[Any]) -> NDArray[Any]:
+            result = np.zeros(shape, values.dtype)
+            result[rows, moved] = values[rows, places]
+            return result
+
+        tokens, trained, hints = spread(told.tokens), spread(told.trained), np.zeros(shape, np.uint8)
+        row, place = np.nonzero(spread(second))
+        filler = len(self.source.tokenizer.vocabulary)
+        said = filler + 1 + np.searchsorted(self._firsts, tokens[row, place - 1]) if self.hint == "name" else filler
+        for behind in (1, 2):
+            tokens[row, place + behind], hints[row, place + behind] = said, 1
+        trained[row, place + 2] = True
+        marks = {name: spread(values) for name, values in told.marks.items()} | {"hint": hints}
+        return replace(told, tokens=tokens, lengths=lengths, trained=trained, scored=spread(told.scored), marks=marks)
+
     @cached_property
     def _token_keys(self) -> NDArray[np.uint64]:
         """[vocabulary] a hash of each token that names have, of its text: another task's same token has the same."""
-        keys = np.zeros(len(self.vocabulary), np.uint64)
+        known = self.source.tokenizer.vocabulary
+        keys = np.zeros(len(known), np.uint64)
         for token in np.unique(self.law.tokens).tolist():
-            keys[token] = stream("token", self.vocabulary[token])
+            keys[token] = stream("token", known[token])
         return keys
 
     @cached_property
@@ -345,13 +393,23 @@ class StoryTask:
         return mixed(mixed(first.copy()) + second)
 
     def kind(self, examples: Examples) -> NDArray[np.uint8]:
-        """Tokens of names, by place and mention, and others; see `Task.kind`."""
+        """Tokens of names, by place and mention, hints, and others; see `Task.kind`."""
         mention = examples.marks["mention"]
-        return (examples.marks["character"] > 0).astype(np.uint8) + (mention > 0) + (mention > 1)
+        kind = (examples.marks["character"] > 0).astype(np.uint8) + (mention > 0) + (mention > 1)
+        return kind if self.hint == "none" else kind + 4 * examples.marks["hint"]
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as people read them."""
-        return self.source.tokenizer.decode(tokens)
+        """Tokens as people read them, hints in brackets."""
+        decode, known = self.source.tokenizer.decode, len(self.source.tokenizer.vocabulary)
+        hints = [place for place, token in enumerate(tokens) if token >= known]
+        told: list[int] = []
+        text, written = "", 0
+        for begin, end in itertools.pairwise([-1, *hints, len(tokens)]):
+            told += tokens[begin + 1 : end]
+            whole = decode(told)  # what comes before matters to it, as to a quotation mark
+            text += whole[written:] + (self.vocabulary[tokens[end]] if end < len(tokens) else "")
+            written = len(whole)
+        return text
 
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
         """Example `row`: `text`, `tokens`, `names` and `mentions`.

@@ -11,6 +11,15 @@ polynomial has no constant term, so "compose the representatives, then truncate"
 Written in prefix, an expression with l leaves has m + dl question tokens, and infix has 2m more; pause tokens, `=`, d
 answer tokens and `.` follow. Nothing separates or precedes documents.
 
+With hints (`hint`) a token stands behind each coefficient of the answer: the same coefficient of the outermost
+operation's first operand, from which it would be worked out (of `- A` that is A), or a filler, `_`:
+
+    + * 2 0 1 2 1 1 = 0 2 2 1 .        + * 2 0 1 2 1 1 = 0 _ 2 _ .
+
+It comes too late for next-token prediction, which has written the coefficient by then; a head that looks two tokens
+ahead has to say it in the place where the coefficient is due. An operand that is a leaf stands in the question; another
+is a partial result, an expression of fewer operations.
+
 Hold-out: an expression with l leaves is one of p^(dl) that differ in their coefficients alone. Where that is at least
 `LARGE`, and at least four times the evaluation expressions for each m, a validation expression that is also a test
 expression, and a training expression that is either, is drawn again. So at most a quarter of draws is lost. Smaller
@@ -41,6 +50,8 @@ OPERATORS: tuple[Operator, ...] = get_args(Operator)
 """Operator k is symbol k + 1 of a word."""
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+Hint = Literal["none", "filler", "operand"]
 
 MOST_OPERATIONS = 64
 
@@ -80,6 +91,12 @@ class Polynomials(Config):
     """The tokens that training covers: all, or the answer and its end token alone."""
     unique_examples: Annotated[int | None, Neutral(None), Field(ge=1, le=100_000_000)] = None
     """The size of a finite training corpus, seen in a new order every epoch; unlimited when null."""
+    hint: Annotated[Hint, Neutral("none")] = "none"
+    """A token behind each coefficient of the answer, trained on but not scored: that coefficient of the outermost
+    operation's first operand; its control, `_`, which says nothing, in the same places; or none. Later coefficients are
+    read with the true hints before them, of which the outermost operation has no use in a sum or a negation, but in a
+    product or a composition: compare within a condition, or by the first coefficient. A model that answers by itself
+    has to write the hints, too. For `objective.where` each coefficient is then an answer of its own."""
 
     @field_validator("prime")
     @classmethod
@@ -140,10 +157,10 @@ class PolynomialTask:
     levels: tuple[str, ...] = ("constant_answer",)
     slices: tuple[str, ...] = ("operations", "operator", "seen")
     across = "operations"
-    kinds: tuple[str, ...] = ("question", "answer")
 
     def __init__(self, config: Polynomials) -> None:
         self.config = config
+        self.kinds: tuple[str, ...] = ("question", "answer") + (("hint",) if config.hint != "none" else ())
         self.ring: Ring = ring(config.prime, config.degree)
         p, d = config.prime, config.degree
         self.vocabulary = (*map(str, range(p)), "-", "+", "*", "o", "=", ".", "_", "(", ")")
@@ -153,8 +170,10 @@ class PolynomialTask:
         most = max(config.train_operations[1], config.test_operations[1])
         self._symbols = np.array([_EMPTY, p, p + 1, p + 2, p + 3, _EMPTY], np.uint16)
         """The token of each symbol of a word that has one."""
-        self._tail = config.pause + d + 2
-        """The tokens after the expression: pause, `=`, answer, end."""
+        self._stride = 1 if config.hint == "none" else 2
+        """From one coefficient of the answer to the next."""
+        self._tail = config.pause + d * self._stride + 2
+        """The tokens after the expression: pause, `=`, answer with its hints, end."""
         self._per_operation = 1 if config.syntax == "prefix" else 3
 
         weights = [Fraction(config.operators.get(operator, 0.0)) for operator in OPERATORS]
@@ -197,8 +216,9 @@ class PolynomialTask:
         }
 
     def kind(self, examples: Examples) -> NDArray[np.uint8]:
-        """The answer with its end token, and what comes before; see `Task.kind`."""
-        return examples.scored.view(np.uint8)
+        """The answer with its end token, what comes before, and hints; see `Task.kind`."""
+        answer = examples.scored.view(np.uint8)
+        return answer + 2 * examples.marks["hint"] if "hint" in examples.marks else answer
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens as people read them, with spaces between."""
@@ -209,7 +229,8 @@ class PolynomialTask:
 
         Raises:
             BadInput: it is not a document of this task: an expression of at most `MOST_OPERATIONS` operations in the
-                configured syntax, the pause tokens, `=`, d coefficients and the end token. (The answer may be wrong.)
+                configured syntax, the pause tokens, `=`, d coefficients, each with its hint if there are some, and
+                the end token. (Answer and hints may be wrong.)
         """
         return _Parser(self, tokens).document()
 
@@ -224,10 +245,10 @@ class PolynomialTask:
         `count`; `exact_match` (answer and end token right); `exact_match_without_end`; `coefficient_accuracy`;
         `coefficients` (a list of d accuracies in written order); `constant_answer` (the share of the most frequent
         answer, which bounds what any constant answer can reach). All are teacher-forced, which for the exact matches
-        is the same as greedy decoding.
+        is the same as greedy decoding, unless there are hints: these are not scored, and given.
         """
         d, seen = self.config.degree, seen[:, 0]
-        columns = examples.lengths[:, None] - 1 - d + np.arange(d + 1)
+        columns = examples.lengths[:, None] - 1 - self._stride * np.arange(d, -1, -1)
         truth = np.take_along_axis(examples.tokens, columns, axis=1)
         right = np.take_along_axis(predicted, columns, axis=1) == truth
         answers = np.unique(truth[:, :d], axis=0, return_inverse=True)[1].reshape(-1)
@@ -357,15 +378,18 @@ class PolynomialTask:
         used = np.flatnonzero(np.arange((width + 1) // 2) < questions.leaves[:, None])
         operands = questions.operands.reshape(-1, d).take(used, axis=0)  # several times faster than [used]
         values, sizes = self._evaluated(questions, leaf, operands)
-        answers = self.ring.coefficients(values[::width])
+        answers = self._written(values[::width])
         if config.coefficients == "leading_first":
-            operands, answers = operands[:, ::-1], answers[:, ::-1]
+            operands = operands[:, ::-1]
 
         # Every symbol has a row of slots, filled from a sheet that is then read without its empty slots.
         tail = np.empty((count, self._tail), np.uint16)
         tail[:, : config.pause] = self._pause
         tail[:, config.pause] = self._equals
-        tail[:, config.pause + 1 : -1] = answers
+        tail[:, config.pause + 1 : -1 : self._stride] = answers
+        if config.hint != "none":  # the first operand is the subtree at the second symbol
+            hints = self._written(values[1::width]) if config.hint == "operand" else self._pause
+            tail[:, config.pause + 2 : -1 : 2] = hints
         tail[:, -1] = self._end
         if config.syntax == "prefix":
             slots = self._prefix(words, leaf, operands)
@@ -379,18 +403,19 @@ class PolynomialTask:
         document = columns < ends
         tokens = np.zeros(document.shape, np.uint16)
         tokens.reshape(-1)[np.flatnonzero(document)] = sheet.take(np.flatnonzero(sheet != _EMPTY))
-        scored = document & (columns >= ends - np.int16(d + 1))
+        answered = document & (columns >= ends - np.int16(self._stride * d + 1))
+        scored = answered if config.hint == "none" else answered & ((ends - 1 - columns) % 2 == 0)
         outermost = _NAMES[questions.words[:, 0]]
         return Examples(
             tokens=tokens,
             lengths=lengths,
-            trained=document if config.loss == "all" else scored,
+            trained=document if config.loss == "all" else answered,
             scored=scored,
             slices={"operations": questions.operations, "operator": outermost},
             keys=questions.keys[:, None],
-            marks={},
+            marks={} if config.hint == "none" else {"hint": (answered & ~scored).view(np.uint8)},
             # A wrong digit is taken to spoil those after it; nothing depends on what is answered elsewhere.
-            spans=np.where(scored, np.maximum(ends - 1 - columns, 1), 1).astype(np.uint8),
+            spans=np.where(answered, np.maximum(ends - 1 - columns, 1), 1).astype(np.uint8),
         )
 
     def _evaluated(
@@ -423,6 +448,11 @@ class PolynomialTask:
             values[here] = self.ring.neg(values[here + 1])
             sizes[here] += sizes[here + 1]
         return values, sizes
+
+    def _written(self, values: Elements) -> NDArray[np.integer]:
+        """The coefficients of values, in written order."""
+        coefficients = self.ring.coefficients(values)
+        return coefficients if self.config.coefficients == "constant_first" else coefficients[:, ::-1]
 
     def _value(self, expression: Expression) -> Elements:
         if isinstance(expression[0], str):
@@ -477,7 +507,7 @@ class _Parser:
         expression = self._expression()
         for text in ["_"] * self._config.pause + ["="]:
             self._expect(text)
-        answer = self._polynomial()
+        answer = self._polynomial(self._config.hint)
         self._expect(".")
         if self._place < len(self._texts):
             raise self._wrong("the end of the document")
@@ -506,14 +536,23 @@ class _Parser:
         after = [self._expression() for _ in range((1 if name == "neg" else 2) - len(before))]
         return [name, *before, *after]
 
-    def _polynomial(self) -> list[int]:
-        end = self._place + self._config.degree
-        while self._place < end:
-            if not self._next.isdecimal():
-                raise self._wrong("a coefficient")
-            self._place += 1
-        coefficients = [int(text) for text in self._texts[end - self._config.degree : end]]
+    def _polynomial(self, hint: Hint = "none") -> list[int]:
+        """Coefficients, each with its hint behind it."""
+        coefficients = []
+        for _ in range(self._config.degree):
+            coefficients.append(self._coefficient())
+            if hint == "filler":
+                self._expect("_")
+            elif hint == "operand":
+                self._coefficient()
         return coefficients if self._config.coefficients == "constant_first" else coefficients[::-1]
+
+    def _coefficient(self) -> int:
+        text = self._next
+        if not text.isdecimal():
+            raise self._wrong("a coefficient")
+        self._place += 1
+        return int(text)
 
     @property
     def _next(self) -> str:

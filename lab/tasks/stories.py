@@ -1,14 +1,14 @@
 """Children's stories from a simulator, told about characters whose names are two tokens: the task of Section 4.1."""
 
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from lab.config import Config
+from lab.config import Config, Neutral
 from lab.tasks.base import Split
-from lab.tasks.induction import NameLaw, Names, Share, StoryTask
+from lab.tasks.induction import Hint, NameLaw, Names, Share, StoryTask
 from lab.tasks.simulator import MOST_CHARACTERS, Simulator, lexicon
 from lab.tasks.tokens import Bpe, BpeTokens, Bytes, ByteTokens, Tokenizer, Tokens, Words, WordTokens, train_bpe
 
@@ -39,6 +39,11 @@ class Stories(Config):
     """Test stories (paper: 100); each is told with fresh and with pool names."""
     unique_examples: int | None = Field(default=None, ge=1, le=100_000_000)
     """The size of a finite training corpus, seen in a new order every epoch (paper: up to 90); unlimited when null."""
+    hint: Annotated[Hint, Neutral("none")] = "none"
+    """Two tokens behind each name, beyond `length`: that say its first token again, for a head that looks two tokens
+    ahead to predict (`lab.tasks.induction`); their control, fillers, with the same vocabulary; or none. They are not
+    scored. Names that come later are read with the hints before them, which say at a name's place what it begins with,
+    to each arm alike: compare within a condition. A model that tells stories by itself has to write them, too."""
 
     @field_validator("characters")
     @classmethod
@@ -68,7 +73,7 @@ class Stories(Config):
             "test": self.test_examples,
         }
         simulator = Simulator(tokenizer, self.characters, self.length, self.pronouns, self.refrains, counts)
-        return StoryTask(simulator, self.names, self.tokens)
+        return StoryTask(simulator, self.names, self.tokens, self.hint)
 
 
 @lru_cache(maxsize=8)
