@@ -161,7 +161,7 @@ def test_learning_curves_show_every_run_and_how_many_solved_the_task(further: di
             lines = [each for each in axes.lines if np.allclose(to_rgb(each.get_color()), colour_of(n))]
             np.testing.assert_allclose(sorted(runs), sorted(np.asarray(line.get_ydata()).tolist() for line in lines))
             solved = sum(score >= 100 * level for score in scores_of(finished, "test", **own))
-            assert f"n = {n}\n{solved} of 4\nsolved" in labels_of(axes)
+            assert f"n = {n}: {solved} of 4" in labels_of(axes)
             counts.append(solved)
     assert 0 < sum(counts) < 4 * len(counts), "some solve it, and some do not"
     assert {text for axes in drawn("learning_curves", plain, finished).axes for text in labels_of(axes)} == {
