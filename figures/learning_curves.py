@@ -51,11 +51,11 @@ def draw(sweep: Sweep, finished: list[tuple[Cell, Result]]) -> Figure:
     for axes in places[-columns:]:
         axes.set_xlabel("training tokens (millions)")
     for axes in places[::columns]:
-        axes.set_ylabel(f"{task.choice.replace('_', ' ')} (%)")
+        axes.set_ylabel("%")
     signs = [f"each line is a run; {table.seed.nunique()} seeds"]
     signs += [f"dotted: {task.levels[0].replace('_', ' ')}"] if at is not None else []
     signs += [f"counted: seeds with at least {100 * level:g} % on test, final weights"] if level is not None else []
-    heading(figure, f"{sweep.name}: validation while training", "; ".join(signs))
+    heading(figure, f"{sweep.name}: {task.choice.replace('_', ' ')} on validation while training", "; ".join(signs))
     return figure
 
 
