@@ -10,6 +10,7 @@ import click
 
 from lab.cli.console import as_json, counting, print_json, print_table, store_option
 from lab.cli.heads import heads
+from lab.cli.landmarks import landmarks
 from lab.cli.sweep import scale_option
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def analyze() -> None:
 
 
 analyze.add_command(heads)
+analyze.add_command(landmarks)
 
 
 @analyze.command()

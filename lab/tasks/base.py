@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,6 +129,26 @@ class Known(Protocol):
 
         Of the tokens before t only these are given. What lies beyond a document's end has nan.
         """
+
+
+class Landmark(NamedTuple):
+    """Places whose tokens a model has to look at from other places."""
+
+    queries: NDArray[np.bool_]
+    """[N, L] where a model looks from."""
+    keys: NDArray[np.bool_]
+    """[N, L] what it should look at."""
+
+
+@runtime_checkable
+class Landmarks(Protocol):
+    """A task that knows where the tokens are from which its deciding token is worked out."""
+
+    def deciding(self, examples: Examples) -> NDArray[np.bool_]:
+        """[N, L] the places that predict the deciding token, one in each example."""
+
+    def landmarks(self, examples: Examples) -> dict[str, Landmark]:
+        """What has to be looked at, by name, in the order in which it is worked out."""
 
 
 @runtime_checkable

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lab.config import Config, Neutral
-from lab.tasks.base import Examples, Row, Split, check_indices
+from lab.tasks.base import Examples, Landmark, Row, Split, check_indices
 from lab.tasks.draws import below, draws32, mixed, stream
 from lab.tasks.holdout import LARGE, KeySet, Questions, redrawn
 from lab.tasks.scoring import mean_rows
@@ -175,6 +175,33 @@ class StarTask:
     def kind(self, examples: Examples) -> NDArray[np.uint8]:
         """The part that each token plays; "choice" is place 1 of the answer. See `Task.kind`."""
         return np.broadcast_to(self._plan, examples.tokens.shape).copy()
+
+    def deciding(self, examples: Examples) -> NDArray[np.bool_]:
+        """[N, L] the sign, which predicts place 1 of the path."""
+        return self._at(examples, self._answer - 1)
+
+    def landmarks(self, examples: Examples) -> dict[str, Landmark]:
+        """The goal in the question and among the edges, and its predecessor there, from the sign and from the goal.
+
+        A second head has to find the goal from the sign; the next token needs the predecessor. See `Landmarks`.
+        """
+        sign, goal = (self._at(examples, self._answer - back) for back in (1, 2))
+        inside = np.arange(examples.tokens.shape[1]) < 2 * self._edges
+        wanted = examples.tokens[:, [self._answer - 2]]
+        arrival = (examples.tokens == wanted) & inside  # the goal has one edge, which leads to it
+        predecessor = np.roll(arrival, -1, axis=1)
+        return {
+            "sign to goal": Landmark(sign, goal),
+            "sign to goal's edge": Landmark(sign, arrival),
+            "sign to predecessor": Landmark(sign, predecessor),
+            "goal to goal's edge": Landmark(goal, arrival),
+            "goal to predecessor": Landmark(goal, predecessor),
+            "goal's edge to predecessor": Landmark(arrival, predecessor),
+        }
+
+    def _at(self, examples: Examples, place: int) -> NDArray[np.bool_]:
+        """[N, L] one place of every row."""
+        return np.broadcast_to(np.arange(examples.tokens.shape[1]) == place, examples.tokens.shape).copy()
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens as people read them, with spaces between."""
