@@ -60,7 +60,8 @@ def _print_run(run: dict[str, Any], told: dict[str, list[dict[str, Any]]]) -> No
     names = [name for name in attention[0] if name not in about]
     heads = sorted({row["predicts"] for row in gradients})
     table = Table(title=f"step {last:,}", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("layer", *names, *(f"gradient of head {head}" for head in heads), "least when cut"):
+    shown = (name.replace(" to ", "\nto ") for name in names)
+    for column in ("layer", *shown, *(f"gradient\nof head {head}" for head in heads), "least when cut"):
         table.add_column(column, justify="left" if column == "layer" else "right")
     for layer in dict.fromkeys(row["layer"] for row in attention):
         most = [max(row[name] for row in attention if row["layer"] == layer) for name in names]
