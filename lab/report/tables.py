@@ -95,7 +95,8 @@ def curves(finished: Iterable[tuple[Cell, Result]]) -> pd.DataFrame:
     for cell, result in finished:
         if "curve" not in result:
             raise Failure(f"run {cell.experiment.identity} has no learning curve: it was kept before results had them")
-        rows += [{**_about(cell, result), **row} for row in result["curve"]]
+        about = _about(cell, result)
+        rows += [{**about, **row} for row in result["curve"]]
     return pd.DataFrame(rows)
 
 
