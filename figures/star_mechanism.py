@@ -1,8 +1,8 @@
-"""Where models of path-star graphs look while training, beside their accuracy and what each head teaches each layer.
+"""Where models of path-star graphs look while training, what they need of it, and what each head teaches the trunk.
 
-One column for each arm. Top: accuracy of the deciding step; every seed a thin line, the median thick. Middle: attention
-from where the step is decided to the goal's edge and to the goal's predecessor, of the attention head of the next
-token's path that pays most at the end. Bottom: the gradient that each prediction head's loss sends into the trunk.
+One column for each arm; every seed a thin line, the median thick. From above: accuracy of the deciding step; attention
+of the first layer, and of the last one before the next token, each of the attention head that pays most; the gradient that
+each prediction head's loss sends into the trunk; and accuracy at the end where a layer cannot look there (dots: seeds).
 """
 
 from typing import Any
@@ -13,72 +13,98 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lab.report.drawing import heading, label_at_right, one_run_each
+from lab.report.drawing import GREY, heading, one_run_each
 from lab.report.style import colour_of
 
 TABLE = "star_landmarks"
 COMMAND = "lab analyze landmarks sweeps/star_attention.yaml"
-LANDMARKS = ("sign to goal", "sign to goal's edge", "sign to predecessor", "goal to goal's edge", "goal to predecessor")
+COLOURS = dict(
+    zip(("sign to goal", "goal's edge to predecessor", "sign to goal's edge"), sns.color_palette("Dark2"), strict=False)
+)
+FIRST, LAST = ("sign to goal", "goal's edge to predecessor"), ("sign to goal", "sign to goal's edge")
+"""What is shown of the first layer, and of the last one before the next token."""
+ROWS = (
+    "accuracy of the\ndeciding step", "attention,\nfirst layer", "attention,\nlast layer", "gradient in\nthe trunk",
+    "accuracy,\nattention cut",
+)  # fmt: skip
 
 
 def draw(table: dict[str, Any]) -> Figure:
     """The figure of what `lab analyze landmarks` found in a sweep over arms."""
-    models, attention, gradients = (pd.DataFrame(table[name]) for name in ("models", "attention", "gradients"))
+    models = pd.DataFrame(table["models"])
     one_run_each(models, ["arm", "seed", "step"])
+    runs = models[["identity", "arm", "n", "seed"]].drop_duplicates()
     arms = list(dict.fromkeys(models.arm))
-    size = (1.5 + 3.6 * len(arms), 8.4)
-    figure, cells = plt.subplots(3, len(arms), figsize=size, sharex=True, sharey="row", squeeze=False)
+    figure, cells = plt.subplots(
+        len(ROWS), len(arms), figsize=(1.5 + 3.0 * len(arms), 2.1 * len(ROWS)), sharey="row", squeeze=False
+    )
     for column, arm in zip(cells.T, arms, strict=True):
+        own = runs[runs.arm == arm]
+        part = {name: pd.DataFrame(table[name]) for name in ("attention", "gradients", "cuts")}
+        part = {
+            name: rows.drop(columns=["arm", "n", "seed"], errors="ignore").merge(own, on="identity")
+            for name, rows in part.items()
+        }
+        path = list(dict.fromkeys(part["attention"][part["attention"].next_token_path].layer))
         column[0].set_title(arm, loc="left", fontsize="medium")
-        n = int(models[models.arm == arm].n.iloc[0])
-        seeds_and_median(column[0], models[models.arm == arm], "accuracy", "", colour_of(n))
-        looks(column[1], attention[(attention.arm == arm) & attention.next_token_path])
-        taught(column[2], gradients[(gradients.arm == arm) & gradients.layer.str.startswith("trunk")])
-        column[2].set_xlabel("training steps")
-        column[0].set_xlim(0, models.step.max())
-    for axes, words in zip(
-        cells[:, 0], ("accuracy of\nthe deciding step", "attention", "gradient in the trunk"), strict=True
-    ):
+        seeds_and_median(column[0], models[models.arm == arm], "accuracy", colour_of(int(own.n.iloc[0])))
+        for axes, layer, names in ((column[1], path[0], FIRST), (column[2], path[-1], LAST)):
+            looks(axes, part["attention"][part["attention"].layer == layer], names)
+        taught(column[3], part["gradients"][part["gradients"].layer.str.startswith("trunk")])
+        without(column[4], part["cuts"], path, models[(models.arm == arm) & (models.step == models.step.max())])
+        for axes in column[:4]:
+            axes.set_xlim(0, models.step.max())
+        column[3].set_xlabel("training steps")
+    for axes, words in zip(cells[:, 0], ROWS, strict=True):
         axes.set_ylabel(words)
-    cells[0, 0].set_ylim(0, 1.04)
-    cells[1, 0].set_ylim(0, 1.04)
-    cells[2, 0].set_yscale("log")
+        axes.set_ylim(0, 1.04)
+    cells[3, 0].set_ylim(0.01, 3)
+    cells[3, 0].set_yscale("log")
+    for axes in cells[1:4, 0]:
+        axes.legend(frameon=False, fontsize="x-small", loc="upper left")
+    cells[3, -1].legend(frameon=False, fontsize="x-small", loc="lower left")
+    cells[3, 0].legend().remove()
     heading(
         figure,
         f"Path-star graphs: where models look, on {table['examples']} test graphs",
-        f"thin lines: seeds ({models.seed.nunique()}); thick lines: their medians\n"
-        "attention: of the layer and head of the next token's path that pays most",
+        f"thin lines and dots: seeds ({models.seed.nunique()}); thick lines: their medians; crosses: nothing cut",
     )
     return figure
 
 
-def looks(axes: Axes, rows: pd.DataFrame) -> None:
-    """Attention to each landmark."""
-    labels: list[tuple[float, str, Any]] = []
-    for name, colour in zip(LANDMARKS, sns.color_palette("Dark2"), strict=False):
+def looks(axes: Axes, rows: pd.DataFrame, names: tuple[str, ...]) -> None:
+    """Attention of a layer to landmarks."""
+    for name in names:
         most = rows.groupby(["seed", "step"])[name].max().reset_index()
-        labels += seeds_and_median(axes, most, name, name, colour)
-    label_at_right(axes, labels, gap=0.11)
+        seeds_and_median(axes, most, name, COLOURS[name], name)
 
 
 def taught(axes: Axes, rows: pd.DataFrame) -> None:
     """The norm of each prediction head's gradient in all layers of the trunk."""
-    labels: list[tuple[float, str, Any]] = []
     for head, part in rows.groupby("predicts"):
-        squares = part.assign(square=part["norm"] ** 2)
-        whole = squares.groupby(["seed", "step"]).square.sum().pow(0.5).reset_index()
-        labels += seeds_and_median(axes, whole, "square", f"head {head}", colour_of(int(str(head))))
-    for _, text, colour in labels:
-        axes.plot([], [], color=colour, linewidth=2.4, label=text)
-    axes.legend(frameon=False, fontsize="small")
+        squares = part.assign(square=part["norm"] ** 2).groupby(["seed", "step"]).square.sum()
+        whole = squares.pow(0.5).rename("norm").reset_index()
+        seeds_and_median(axes, whole, "norm", colour_of(int(str(head))), f"of head {head}'s loss")
 
 
-def seeds_and_median(
-    axes: Axes, rows: pd.DataFrame, measure: str, name: str, colour: Any
-) -> list[tuple[float, str, Any]]:
-    """Draw a line for each seed and the median of all; return the label of the median."""
+def without(axes: Axes, cuts: pd.DataFrame, path: list[str], whole: pd.DataFrame) -> None:
+    """Accuracy with attention cut, a dot for each seed."""
+    shown = [*((path[0], name) for name in FIRST), (path[-1], LAST[1])]
+    for place, (layer, name) in enumerate(shown):
+        rows = cuts[(cuts.layer == layer) & (cuts.landmark == name)]
+        axes.plot([place] * len(rows), rows.accuracy, "o", color=COLOURS[name], markersize=4, alpha=0.7)
+        axes.plot([place - 0.25] * len(whole), whole.accuracy, "x", color=GREY, markersize=4)
+    axes.set_xlim(-0.6, len(shown) - 0.4)
+    axes.set_xticks(
+        range(len(shown)),
+        [f"{layer}:\n{name.replace(' to ', chr(10) + 'to ')}" for layer, name in shown],
+        fontsize="xx-small",
+    )
+
+
+def seeds_and_median(axes: Axes, rows: pd.DataFrame, measure: str, colour: Any, name: str | None = None) -> None:
+    """Draw a line for each seed and the median of all."""
     for _, run in rows.groupby("seed"):
         axes.plot(run.step, run[measure], color=colour, linewidth=0.8, alpha=0.5)
     median = rows.groupby("step")[measure].median()
-    axes.plot(median.index, median, color=colour, linewidth=2.4)
-    return [(float(median.iloc[-1]), name, colour)] if name else []
+    axes.plot(median.index, median, color=colour, linewidth=2.4, label=name)

@@ -173,7 +173,7 @@ def test_the_command_and_its_figure(tmp_path: Path) -> None:
         told = json.loads(ran.stdout.splitlines()[-1])
         assert told["examples"] == 20
         assert [row["step"] for row in told["models"]] == [0, 6, 12]
-        for kind in ("models", "attention", "gradients"):
+        for kind in ("models", "attention", "gradients", "cuts"):
             table.setdefault(kind, []).extend({**row, "arm": arm} for row in told[kind])
         attention = np.array([[row[name] for name in row if " to " in name] for row in told["attention"]])
         assert ((attention >= 0) & (attention <= 1)).all()
@@ -185,7 +185,7 @@ def test_the_command_and_its_figure(tmp_path: Path) -> None:
     use_style()
     figure = runpy.run_path(str(home() / "figures" / "star_mechanism.py"))["draw"]({**table, "examples": 20})
     figure.canvas.draw()
-    assert len(figure.axes) == 6
+    assert len(figure.axes) == 10
     for axes, n in zip(figure.axes[:2], (1, 2), strict=True):
         expected = [row["accuracy"] for row in table["models"] if row["n"] == n]
         assert [*axes.lines[0].get_ydata()] == expected

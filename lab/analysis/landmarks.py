@@ -49,11 +49,12 @@ def analyse(runs: Sequence[Trained], count: int, listen: Callable[[], None]) -> 
         listen: called after each of `turns` models.
 
     Returns:
-        `runs`, of each what it is; `models`, a row for each run and step, with the `accuracy` of the deciding token;
-        `attention`, a row for each of these, each layer and attention head, with the mean attention to each landmark;
-        `gradients`, a row for each run, step, layer and prediction head, with the `norm` of the gradient of its mean
-        loss; `ablations`, a row for each run and attention head, with the `accuracy` without it; and `cuts`, a row for
-        each run, layer and landmark, with the `accuracy` where that layer cannot look there.
+        `runs`, of each what it is, its identity included, which the other rows have; `models`, a row for each run and
+        step, with the `accuracy` of the deciding token; `attention`, a row for each of these, each layer and attention
+        head, with the mean attention to each landmark; `gradients`, a row for each run, step, layer and prediction
+        head, with the `norm` of the gradient of its mean loss; `ablations`, a row for each run and attention head, with
+        the `accuracy` without it; and `cuts`, a row for each run, layer and landmark, with the `accuracy` where that
+        layer cannot look there.
 
     Raises:
         BadInput: a task does not know its landmarks.
@@ -64,20 +65,20 @@ def analyse(runs: Sequence[Trained], count: int, listen: Callable[[], None]) -> 
     for run in runs:
         if not isinstance(run.task, Landmarks):
             raise BadInput(f"RUN: task '{run.experiment.task.name}' is not allowed: it has no landmarks; allowed: star")
-        examples, about = run.test_examples(count), run.about
+        examples, about, own = run.test_examples(count), run.about, {"identity": run.experiment.identity}
         told["runs"].append({**about, "label": run.experiment.label, "steps": run.steps})
         for step, model in run.models(every=True):
-            at = {**about, "step": step}
+            at = {**own, "step": step}
             path = next_token_path(model)
-            told["models"].append({**at, "accuracy": accuracy(model, run.task, examples)})
+            told["models"].append({**about, "step": step, "accuracy": accuracy(model, run.task, examples)})
             for layer, by_name in scores(model, looking(model, run.task, examples)).items():
                 for head, values in enumerate(zip(*by_name.values(), strict=True)):
                     place = {"layer": layer, "head": head, "next_token_path": layer in path}
                     told["attention"].append({**at, **place, **dict(zip(by_name, values, strict=True))})
             told["gradients"] += [{**at, **row} for row in gradients(model, examples)]
             listen()
-        told["ablations"] += [{**about, **row} for row in ablations(model, run.task, examples)]
-        told["cuts"] += [{**about, **row} for row in cuts(model, run.task, examples)]
+        told["ablations"] += [{**own, **row} for row in ablations(model, run.task, examples)]
+        told["cuts"] += [{**own, **row} for row in cuts(model, run.task, examples)]
     return rounded(told)  # type: ignore[no-any-return]
 
 
