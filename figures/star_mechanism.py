@@ -1,8 +1,8 @@
 """Where models of path-star graphs look while training, what they need of it, and what each head teaches the trunk.
 
 One column for each arm; every seed a thin line, the median thick. From above: accuracy of the deciding step; attention
-of the first layer, and of the last one before the next token, each of the attention head that pays most; the gradient that
-each prediction head's loss sends into the trunk; and accuracy at the end where a layer cannot look there (dots: seeds).
+of the first layer, and of the last one before the next token, each of the attention head that pays most; the gradient
+that each prediction head's loss sends into the trunk; and accuracy at the end where a layer cannot look there (dots).
 """
 
 from typing import Any
