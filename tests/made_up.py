@@ -9,6 +9,7 @@ import numpy as np
 from lab.experiments.store import Result
 from lab.experiments.sweep import Cell, Sweep
 from lab.models.sizes import Model
+from lab.objectives.parallel import Parallel
 from lab.tasks.base import Row
 
 WHOLE: dict[str, Any] = {"mention": "all", "characters": "all", "tokens": "all", "seen": "all"}
@@ -48,7 +49,7 @@ def _experiment(point: dict[str, Any]) -> Any:
     return SimpleNamespace(
         seed=point["seed"],
         source=None,
-        objective=SimpleNamespace(n=point["objective.n"]),
+        objective=Parallel(n=point["objective.n"]),
         model=model,
         identity="-".join(map(str, point.values())),
         task=SimpleNamespace(build=lambda: TASK),

@@ -407,18 +407,6 @@ def test_what_is_meant_for_a_gpu_asks_before_it_runs_on_a_cpu(sweep: str, study:
     assert "bf16 on the CPU" not in lab("train", recipe, "precision=bf16", "train.steps=6", *store).stderr
 
 
-@pytest.mark.parametrize("arguments", ["sweep run sweeps/induction.yaml", "study run sweeps/study_lr.yaml"])
-def test_what_is_meant_for_a_gpu_is_not_run_elsewhere_unasked(
-    arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    ran = CliRunner().invoke(cli, [*arguments.split(), "--scale", "gpu", "--store", str(tmp_path)])
-    assert isinstance(ran.exception, BadInput)
-    assert "meant for a GPU" in str(ran.exception)
-    assert "--cpu" in str(ran.exception)
-    assert not list(tmp_path.rglob("config.yaml"))
-
-
 CARD = 80e9
 """Bytes of the smallest card that the sweeps are written for: an A100 or H100 of 80 GB; an H200 has 141."""
 

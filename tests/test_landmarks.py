@@ -174,7 +174,9 @@ def test_the_command_and_its_figure(tmp_path: Path) -> None:
         assert told["examples"] == 20
         assert [row["step"] for row in told["models"]] == [0, 6, 12]
         for kind in ("models", "attention", "gradients", "cuts"):
-            table.setdefault(kind, []).extend({**row, "arm": arm} for row in told[kind])
+            table.setdefault(kind, []).extend(told[kind])
+        for row in told["models"]:  # as of a sweep
+            row["arm"] = arm
         attention = np.array([[row[name] for name in row if " to " in name] for row in told["attention"]])
         assert ((attention >= 0) & (attention <= 1)).all()
         assert len(told["attention"]) == 3 * 4 * 2
@@ -183,7 +185,7 @@ def test_the_command_and_its_figure(tmp_path: Path) -> None:
         assert plain.exit_code == 0, plain.exception
         assert "gradient" in plain.output
     use_style()
-    figure = runpy.run_path(str(home() / "figures" / "star_mechanism.py"))["draw"]({**table, "examples": 20})
+    figure = runpy.run_path(str(home() / "figures" / "star_landmarks.py"))["draw"]({**table, "examples": 20})
     figure.canvas.draw()
     assert len(figure.axes) == 10
     for axes, n in zip(figure.axes[:2], (1, 2), strict=True):

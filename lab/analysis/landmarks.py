@@ -1,4 +1,4 @@
-"""Where models look for what decides their answer, when they came to, and what is lost if they may not.
+"""Attention to what decides an answer: when it came about in training, what teaches it, and what is lost without it.
 
 Of a task that knows its `Landmarks`: each attention head's attention to them at every step of which weights were kept,
 beside the gradient that each prediction head's loss sends into each layer; at the last step, the accuracy of the

@@ -1,4 +1,4 @@
-"""`lab analyze landmarks`: where models look for what decides their answer, and when they came to."""
+"""`lab analyze landmarks`: attention to what decides an answer, and when it came about."""
 
 from pathlib import Path
 from typing import Any

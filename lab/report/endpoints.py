@@ -12,8 +12,8 @@ from lab.errors import BadInput
 from lab.experiments.experiment import Experiment
 from lab.experiments.store import Result
 from lab.experiments.sweep import Cell, Primary, Sweep
-from lab.objectives import Detached
-from lab.objectives.heads import ManyHeads, OneHead
+from lab.objectives import Detached, ObjectiveConfig
+from lab.objectives.heads import ManyHeads
 from lab.report.tables import curves, past, tidy
 from lab.tasks.base import Row, Task
 
@@ -106,11 +106,11 @@ def taught_further(run: Experiment, others: Mapping[str, Experiment]) -> bool:
     return any(_teaches(each.objective) for each in (run, source) if each)
 
 
-def _teaches(objective: Any) -> bool:
+def _teaches(objective: ObjectiveConfig) -> bool:
     """True where further heads' gradient reaches the trunk."""
-    if objective.n == 1 or isinstance(objective, OneHead | Detached):
+    if not isinstance(objective, ManyHeads) or isinstance(objective, Detached):
         return False
-    return not isinstance(objective, ManyHeads) or objective.trunk_gradient > 0
+    return objective.n > 1 and objective.trunk_gradient > 0
 
 
 def _times_to_level(

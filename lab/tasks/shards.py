@@ -23,7 +23,7 @@ _CONTENT = "content.json"
 
 
 def root() -> Path:
-    """Where the folders are.
+    """The folder that holds them.
 
     Raises:
         MachineFault: nobody says.

@@ -1,8 +1,8 @@
-"""Where models of path-star graphs look while training, what they need of it, and what each head teaches the trunk.
+"""Attention of path-star models to what decides the path while training, what each head teaches, and what is needed.
 
 One column for each arm; every seed a thin line, the median thick. From above: accuracy of the deciding step; attention
 of the first layer, and of the last one before the next token, each of the attention head that pays most; the gradient
-that each prediction head's loss sends into the trunk; and accuracy at the end where a layer cannot look there (dots).
+that each prediction head's loss sends into the first layer; and accuracy at the end where a layer cannot look there.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ COLOURS = dict(
 FIRST, LAST = ("sign to goal", "goal's edge to predecessor"), ("sign to goal", "sign to goal's edge")
 """What is shown of the first layer, and of the last one before the next token."""
 ROWS = (
-    "accuracy of the\ndeciding step", "attention,\nfirst layer", "attention,\nlast layer", "gradient in\nthe trunk",
+    "accuracy of the\ndeciding step", "attention,\nfirst layer", "attention,\nlast layer", "gradient,\nfirst layer",
     "accuracy,\nattention cut",
 )  # fmt: skip
 
@@ -33,37 +33,33 @@ def draw(table: dict[str, Any]) -> Figure:
     """The figure of what `lab analyze landmarks` found in a sweep over arms."""
     models = pd.DataFrame(table["models"])
     one_run_each(models, ["arm", "seed", "step"])
-    runs = models[["identity", "arm", "n", "seed"]].drop_duplicates()
     arms = list(dict.fromkeys(models.arm))
-    figure, cells = plt.subplots(
-        len(ROWS), len(arms), figsize=(1.5 + 3.0 * len(arms), 2.1 * len(ROWS)), sharey="row", squeeze=False
-    )
+    size = (1.5 + 3.0 * len(arms), 2.1 * len(ROWS))
+    figure, cells = plt.subplots(len(ROWS), len(arms), figsize=size, sharey="row", squeeze=False)
     for column, arm in zip(cells.T, arms, strict=True):
-        own = runs[runs.arm == arm]
-        part = {name: pd.DataFrame(table[name]) for name in ("attention", "gradients", "cuts")}
-        part = {
-            name: rows.drop(columns=["arm", "n", "seed"], errors="ignore").merge(own, on="identity")
-            for name, rows in part.items()
-        }
-        path = list(dict.fromkeys(part["attention"][part["attention"].next_token_path].layer))
+        own = models[models.arm == arm]
+        runs = own[["identity", "seed"]].drop_duplicates()
+        attention, gradients, cuts = (
+            pd.DataFrame(table[name]).merge(runs, on="identity") for name in ("attention", "gradients", "cuts")
+        )
+        path = list(dict.fromkeys(attention[attention.next_token_path].layer))
         column[0].set_title(arm, loc="left", fontsize="medium")
-        seeds_and_median(column[0], models[models.arm == arm], "accuracy", colour_of(int(own.n.iloc[0])))
+        seeds_and_median(column[0], own, "accuracy", colour_of(int(own.n.iloc[0])))
         for axes, layer, names in ((column[1], path[0], FIRST), (column[2], path[-1], LAST)):
-            looks(axes, part["attention"][part["attention"].layer == layer], names)
-        taught(column[3], part["gradients"][part["gradients"].layer.str.startswith("trunk")])
-        without(column[4], part["cuts"], path, models[(models.arm == arm) & (models.step == models.step.max())])
+            looks(axes, attention[attention.layer == layer], names)
+        for head, part in gradients[gradients.layer == path[0]].groupby("predicts"):
+            seeds_and_median(column[3], part, "norm", colour_of(int(str(head))), f"of head {head}'s loss")
+        without(column[4], cuts, path, own[own.step == own.step.max()])
         for axes in column[:4]:
-            axes.set_xlim(0, models.step.max())
+            axes.set_xlim(0, own.step.max())
         column[3].set_xlabel("training steps")
     for axes, words in zip(cells[:, 0], ROWS, strict=True):
         axes.set_ylabel(words)
         axes.set_ylim(0, 1.04)
-    cells[3, 0].set_ylim(0.01, 3)
     cells[3, 0].set_yscale("log")
-    for axes in cells[1:4, 0]:
-        axes.legend(frameon=False, fontsize="x-small", loc="upper left")
-    cells[3, -1].legend(frameon=False, fontsize="x-small", loc="lower left")
-    cells[3, 0].legend().remove()
+    cells[3, 0].set_ylim(0.01, 3)
+    for axes, place in ((cells[1, 0], "upper left"), (cells[2, 0], "upper left"), (cells[3, -1], "lower left")):
+        axes.legend(frameon=False, fontsize="x-small", loc=place)
     heading(
         figure,
         f"Path-star graphs: where models look, on {table['examples']} test graphs",
@@ -77,14 +73,6 @@ def looks(axes: Axes, rows: pd.DataFrame, names: tuple[str, ...]) -> None:
     for name in names:
         most = rows.groupby(["seed", "step"])[name].max().reset_index()
         seeds_and_median(axes, most, name, COLOURS[name], name)
-
-
-def taught(axes: Axes, rows: pd.DataFrame) -> None:
-    """The norm of each prediction head's gradient in all layers of the trunk."""
-    for head, part in rows.groupby("predicts"):
-        squares = part.assign(square=part["norm"] ** 2).groupby(["seed", "step"]).square.sum()
-        whole = squares.pow(0.5).rename("norm").reset_index()
-        seeds_and_median(axes, whole, "norm", colour_of(int(str(head))), f"of head {head}'s loss")
 
 
 def without(axes: Axes, cuts: pd.DataFrame, path: list[str], whole: pd.DataFrame) -> None:
