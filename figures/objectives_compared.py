@@ -14,7 +14,7 @@ from lab.experiments.sweep import Cell, Sweep
 from lab.report.drawing import GREY, grid, heading, one_run_each, panels
 from lab.report.style import colour_of
 from lab.report.tables import summarise, tidy, unsliced
-from lab.tasks.polynomials import Polynomials
+from lab.tasks.polynomials.task import Polynomials
 
 SWEEP = "sweeps/objectives.yaml"
 

@@ -24,7 +24,7 @@ from lab.report.drawing import (
 )
 from lab.report.style import colour_of
 from lab.report.tables import summarise, tidy
-from lab.tasks.polynomials import Polynomials
+from lab.tasks.polynomials.task import Polynomials
 
 SWEEP = "sweeps/polynomials_n.yaml"
 FEW = 100

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from lab.decoding.decode import Sampling, chain, decode
 from lab.experiments.experiment import load_experiment
 from lab.experiments.run import execute
 from lab.experiments.store import RunDirectory, read_json_lines
-from lab.learning.decoding import Sampling, chain, decode
 from lab.models.sizes import Model
 from lab.objectives import LanguageModel, Sequential, build_model
 from lab.objectives.backward import Order, losses
-from tests.test_backward import ORDERS, WEIGHTS, gradients_of, packed
-from tests.test_decoding import HEADS, N, random_model, random_prompts
-from tests.test_variants import NAMES, built, heads_of
+from tests.decoding.test_decoding import HEADS, N, random_model, random_prompts
+from tests.objectives.test_backward import ORDERS, WEIGHTS, gradients_of, packed
+from tests.objectives.test_variants import NAMES, built, heads_of
 
 DEVICE = torch.device("cuda")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

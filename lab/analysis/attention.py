@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lab.analysis.trained import Trained, rows_of
+from lab.analysis.finished_run import Trained, rows_of
 from lab.learning.evaluation import batches, generate
 from lab.models.decoder import Attention, Block, Context, Decoder, rotate
 from lab.objectives import LanguageModel

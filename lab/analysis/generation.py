@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lab.analysis.finished_run import Trained, rows_of
 from lab.analysis.terms import passes
-from lab.analysis.trained import Trained, rows_of
+from lab.decoding.decode import Sampling, decode
 from lab.errors import BadInput
 from lab.learning.data import select
-from lab.learning.decoding import Sampling, decode
 from lab.objectives import LanguageModel
 from lab.tasks.base import Examples, GeneratedAnswers
 

@@ -39,11 +39,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lab.analysis.finished_run import Trained
 from lab.analysis.generation import questions, standard_error
 from lab.analysis.terms import passes, terms, valid
-from lab.analysis.trained import Trained
+from lab.decoding.decode import greedy
 from lab.learning.data import select
-from lab.learning.decoding import greedy
 from lab.learning.evaluation import predict
 from lab.objectives import LanguageModel
 from lab.tasks.base import Examples, Known

@@ -25,8 +25,8 @@ from lab.analysis.attention import (
     rounded,
     scores,
 )
+from lab.analysis.finished_run import Trained, rows_of
 from lab.analysis.terms import terms, valid
-from lab.analysis.trained import Trained, rows_of
 from lab.errors import BadInput
 from lab.learning.data import select
 from lab.learning.evaluation import batches

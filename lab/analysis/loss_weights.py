@@ -33,8 +33,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lab.analysis.finished_run import Trained
 from lab.analysis.terms import passes, terms, valid
-from lab.analysis.trained import Trained
 from lab.learning.data import select
 from lab.objectives import LanguageModel
 from lab.tasks.base import Examples, Known, Task

@@ -25,22 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.analysis.costs import PAPER_SPEED_UPS
-from lab.analysis.trained import Trained
+from lab.analysis.finished_run import Trained
+from lab.decoding.decode import Decoded, Sampling, chain, decode
 from lab.errors import BadInput
-from lab.learning.decoding import Decoded, Sampling, chain, decode
 from lab.objectives import LanguageModel
-
-PAPER_BYTES = {
-    8: {2: (1.98, 1.94), 4: (3.84, 3.67), 8: (7.04, 6.39)},
-    16: {2: (1.98, 1.94), 4: (3.81, 3.63), 8: (6.92, 6.25), 12: (9.36, 8.07), 16: (11.20, 9.24)},
-    32: {
-        2: (1.97, 1.93), 4: (3.80, 3.62), 8: (6.89, 6.22), 12: (9.30, 8.01), 16: (11.15, 9.15), 20: (12.61, 9.83),
-        24: (13.67, 10.34), 28: (14.58, 10.55), 32: (15.35, 10.84),
-    },
-}  # fmt: skip
-"""Tokens of a forward pass and measured speed-up over k = 1, by n and k, of the paper's 7B byte models on code (Table
-S3: 4096 prompts of 1024 bytes, 1024 generated, batch 16)."""
+from lab.paper import BYTE_SPEED_UPS, SPEED_UPS
 
 
 class Prompts(NamedTuple):
@@ -204,8 +193,8 @@ def _share(part: float, whole: float) -> float:
 
 def paper() -> Iterator[dict[str, Any]]:
     """Tables S2 and S3: `table`, `text`, `n`, `k`, `tokens_per_forward`, `speed_up`, `cost_per_forward`."""
-    texts = [("S2", text, 4, measured) for text, measured in PAPER_SPEED_UPS.items()]
-    for table, text, n, measured in [*texts, *(("S3", "code, bytes", n, each) for n, each in PAPER_BYTES.items())]:
+    texts = [("S2", text, 4, measured) for text, measured in SPEED_UPS.items()]
+    for table, text, n, measured in [*texts, *(("S3", "code, bytes", n, each) for n, each in BYTE_SPEED_UPS.items())]:
         for k, (tokens, speed_up) in measured.items():
             yield {
                 "table": table, "text": text, "n": n, "k": k, "tokens_per_forward": tokens, "speed_up": speed_up,

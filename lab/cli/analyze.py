@@ -14,7 +14,7 @@ from lab.cli.landmarks import landmarks
 from lab.cli.sweep import scale_option
 
 if TYPE_CHECKING:
-    from lab.analysis.trained import Trained
+    from lab.analysis.finished_run import Trained
 
 name_argument = click.argument("name", metavar="RUN|SWEEP")
 examples_option = click.option(
@@ -50,8 +50,8 @@ def weights(name: str, scale: str, examples: int, store: Path, as_json: bool) ->
     and their gradients into the trunk: those that arrive at its output, and their mean over its parameters. Tasks say
     what their tokens decide; stories do not.
     """
+    from lab.analysis.finished_run import opened
     from lab.analysis.loss_weights import derivation, measure, positions
-    from lab.analysis.trained import opened
 
     proved = derivation()
     rows: list[dict[str, Any]] = []
@@ -91,8 +91,8 @@ def information(name: str, scale: str, examples: int, positions: int, store: Pat
     by kind of token; how far heads are from the marginals of what head 1 says step by step; and accuracy given the true
     tokens against that of running free.
     """
+    from lab.analysis.finished_run import opened
     from lab.analysis.information import gaps, identities, losses, mismatch
-    from lab.analysis.trained import opened
 
     proved = identities()
     tables: dict[str, list[dict[str, Any]]] = {"losses": [], "gaps": [], "mismatch": []}
@@ -161,8 +161,8 @@ def generation(
     tokens. Errors of single runs are standard errors over questions; of a sweep's arms follow means over seeds with
     95 % intervals over seeds.
     """
+    from lab.analysis.finished_run import opened
     from lab.analysis.generation import answering, passing
-    from lab.analysis.trained import opened
     from lab.report.answers import over_seeds
 
     ks = [k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k <= samples]

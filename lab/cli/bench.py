@@ -47,9 +47,9 @@ def data(count: int, as_json: bool) -> None:
     """
     import torch
 
-    from lab.analysis.speed import generator, preparation
+    from lab.bench.speed import generator, preparation
     from lab.experiments.sweep import load_sweep
-    from lab.tasks.polynomials import Polynomials
+    from lab.tasks.polynomials.task import Polynomials
 
     torch.set_num_threads(1)
     expressions, batches = [], []
@@ -84,7 +84,7 @@ def batches(overrides: tuple[str, ...], steps: int, threads: int, as_json: bool)
     """
     import torch
 
-    from lab.analysis.speed import layouts
+    from lab.bench.speed import layouts
     from lab.errors import BadInput
     from lab.experiments.experiment import load_experiment, paths_set
 
@@ -134,7 +134,7 @@ def memory(
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines, before it is loaded
 
-    from lab.analysis.memory import available, bound, cells
+    from lab.bench.memory import available, bound, cells
     from lab.config import validated
     from lab.errors import BadInput
     from lab.models.sizes import Model

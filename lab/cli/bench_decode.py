@@ -10,7 +10,7 @@ from lab.cli.console import as_json, counting, print_json, print_table, say, sto
 from lab.cli.sweep import scale_option
 
 if TYPE_CHECKING:
-    from lab.analysis.trained import Trained
+    from lab.analysis.finished_run import Trained
 
 
 @click.command()
@@ -50,8 +50,8 @@ def decode(
     """
     import torch
 
-    from lab.analysis.decoding_speed import BOUND, beside_transformers, measure
-    from lab.analysis.trained import opened
+    from lab.analysis.finished_run import opened
+    from lab.bench.decoding_speed import BOUND, beside_transformers, measure
     from lab.errors import BadInput
     from lab.experiments import provenance
 

@@ -9,10 +9,10 @@ from lab.cli.console import as_json, counting, print_json, say
 from lab.cli.measured import holds, in_words, measured_on, print_rows, setting_of, shape, where
 
 if TYPE_CHECKING:
-    from lab.analysis.profiling import Profile
-    from lab.analysis.speed import Preset, Setting
+    from lab.bench.profiling import Profile
+    from lab.bench.speed import Preset, Setting
 
-PEERS = ("nanogpt", "litgpt", "transformers-gpt2", "transformers-llama", "x-transformers")  # lab.analysis.peers.PEERS
+PEERS = ("nanogpt", "litgpt", "transformers-gpt2", "transformers-llama", "x-transformers")  # lab.bench.peers.PEERS
 PROFILED = 10
 """Steps of a profile at most."""
 SHOWN = 12
@@ -127,7 +127,7 @@ def preset(size: str) -> "Preset":
     Raises:
         BadInput: there is no such size.
     """
-    from lab.analysis.speed import PRESETS
+    from lab.bench.speed import PRESETS
     from lab.config import did_you_mean
     from lab.errors import BadInput
 
@@ -147,7 +147,7 @@ def _time_loops(
     setting: "Setting", vocabulary: int, ns: tuple[int, ...], peers: tuple[str, ...], steps: int, show: bool
 ) -> dict[str, Any]:
     """Measure the first part of `train` for one size, and return its JSON object."""
-    from lab.analysis.loops import WARMUP, compare
+    from lab.bench.loops import WARMUP, compare
 
     words = f"{in_words(setting)}, V = {vocabulary:,}"
     say(f"loops: {words}; {steps} steps of each")
@@ -220,7 +220,7 @@ def _profile(
     setting: "Setting", vocabulary: int, peers: tuple[str, ...], steps: int, show: bool
 ) -> list[dict[str, Any]]:
     """Profile a step of ours and of a peer for one size, and return a JSON object for each."""
-    from lab.analysis.loops import profiles
+    from lab.bench.loops import profiles
 
     steps = min(steps, PROFILED)
     say(f"profile: {steps} steps of each")
@@ -266,7 +266,7 @@ def _time_heads(
     """Measure the second part of `train` for one size, and return its JSON object."""
     import torch
 
-    from lab.analysis.speed import TIME_BOUND, step_times
+    from lab.bench.speed import TIME_BOUND, step_times
 
     words = f"{in_words(setting)}, V = {vocabulary:,}"
     say(f"heads: {words}; {steps} steps of each")

@@ -9,7 +9,7 @@ import click
 from lab.cli.console import as_json, print_json, print_table
 
 if TYPE_CHECKING:
-    from lab.analysis.costs import Architecture, Chip
+    from lab.bench.costs import Architecture, Chip
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -79,7 +79,7 @@ def training(
     `net` is less weights and AdamW's moments: activations, logits and gradients. fp32 is what `lab bench memory`
     measured on a CPU, within 2 %; bf16 follows from what the layers keep, and is not measured yet.
     """
-    from lab.analysis import costs
+    from lab.bench import costs
     from lab.errors import BadInput
 
     shape = _shape(name, layers, width, heads, inner, vocabulary)
@@ -132,10 +132,11 @@ def decoding(
     or its FLOPs, whichever is longer. `speed-up` is over k = 1, the model's next-token path of N-n+1 layers; `over
     n = 1` over a model of all N layers with one head. A pass wins from `break-even` tokens on.
     """
-    from lab.analysis import costs
+    from lab.bench import costs
+    from lab.paper import SPEED_UPS
 
     shape = _shape(name, layers, width, heads, inner, vocabulary)
-    known = tuple(tokens for tokens, _ in costs.PAPER_SPEED_UPS["code"].values())
+    known = tuple(tokens for tokens, _ in SPEED_UPS["code"].values())
     contexts, batches = tuple(sorted({*contexts})), tuple(sorted({*batches}))
     chips = _chips(devices, bandwidth, peak)
     told = costs.decoding(shape, n, contexts, batches, tokens_per_forward or known[: n - 1], chips)
@@ -160,7 +161,7 @@ def _shape(
     Raises:
         BadInput: there is no such shape.
     """
-    from lab.analysis.costs import architecture
+    from lab.bench.costs import architecture
 
     explicit = {"layers": layers, "width": width, "heads": heads}
     if name is None and inner is None and not any(each is not None for each in explicit.values()):
@@ -174,8 +175,8 @@ def _chips(devices: tuple[str, ...], bandwidth: float | None, peak: float | None
     Raises:
         BadInput: there is no such device, or a peak without a bandwidth.
     """
-    from lab.analysis.costs import Chip, named_chips
-    from lab.analysis.devices import BANDWIDTHS
+    from lab.bench.costs import Chip, named_chips
+    from lab.bench.devices import BANDWIDTHS
     from lab.errors import BadInput
 
     if bandwidth is None:

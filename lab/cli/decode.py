@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from lab.analysis.speculation import Prompts
-    from lab.learning.decoding import Sampling, Step
+    from lab.decoding.decode import Sampling, Step
     from lab.tasks.base import Task
 
 SHOWN = 3
@@ -73,11 +73,11 @@ def decode(
 
     Greedy decoding gives the same tokens with any k; sampling gives the same distribution.
     """
+    from lab.analysis.finished_run import Trained
     from lab.analysis.speculation import beyond, given_prompt, paper, prompts_of, speculation, ways
-    from lab.analysis.trained import Trained
+    from lab.decoding import decode as decoding
     from lab.errors import BadInput
     from lab.experiments.store import find_run
-    from lab.learning import decoding
 
     opened = Trained(find_run(run, store, "RUN"))
     objective = opened.experiment.objective
@@ -116,8 +116,8 @@ def _sampling(temperature: float, top_p: float) -> "Sampling | None":
     Raises:
         BadInput: top-p without a temperature.
     """
+    from lab.decoding.decode import Sampling
     from lab.errors import BadInput
-    from lab.learning.decoding import Sampling
 
     if temperature < 0:
         raise BadInput(f"--temperature: {temperature} is not allowed: should be 0, the likeliest, or above")
@@ -204,10 +204,9 @@ def _print_rows(title: str, rows: list[dict[str, Any]], n: int) -> None:
     from rich import box
     from rich.table import Table
 
-    from lab.analysis.costs import PAPER_SPEED_UPS
-    from lab.analysis.speculation import PAPER_BYTES
+    from lab.paper import BYTE_SPEED_UPS, SPEED_UPS
 
-    heads = min((each for each in PAPER_BYTES if each >= n), default=max(PAPER_BYTES))
+    heads = min((each for each in BYTE_SPEED_UPS if each >= n), default=max(BYTE_SPEED_UPS))
     columns = (
         "k", "tree", "tokens a\nforward", "drafts\naccepted", "tokens/s", "speed-up", "cost of\na pass",
         "by\nwaiting", "pays from\nshare", "layers", "layers\nallow", "S2, code\nn = 4", f"S3, bytes\nn = {heads}",
@@ -217,7 +216,7 @@ def _print_rows(title: str, rows: list[dict[str, Any]], n: int) -> None:
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        published = (measured.get(row["k"]) for measured in (PAPER_SPEED_UPS["code"], PAPER_BYTES[heads]))
+        published = (measured.get(row["k"]) for measured in (SPEED_UPS["code"], BYTE_SPEED_UPS[heads]))
         table.add_row(
             str(row["k"]),
             ",".join(map(str, row["drafts"])) if max(row["drafts"], default=1) > 1 else "",

@@ -39,7 +39,7 @@ def heads(name: str, scale: str, examples: int, store: Path, as_json: bool) -> N
     that kept weights on their way (execution.snapshots) are shown at every step.
     """
     from lab.analysis.attention import analyse, turns
-    from lab.analysis.trained import opened
+    from lab.analysis.finished_run import opened
     from lab.experiments import provenance
 
     runs = opened(name, scale, store)

@@ -26,8 +26,8 @@ def landmarks(name: str, scale: str, examples: int, store: Path, as_json: bool) 
     is the accuracy of the deciding token where the layer cannot look there. With --json there is a row for every
     attention head and for every step of which weights were kept (execution.snapshots), and the accuracy without each.
     """
+    from lab.analysis.finished_run import opened
     from lab.analysis.landmarks import analyse, turns
-    from lab.analysis.trained import opened
     from lab.experiments import provenance
 
     runs = opened(name, scale, store)

@@ -8,7 +8,7 @@ import click
 from lab.cli.console import print_table
 
 if TYPE_CHECKING:
-    from lab.analysis.speed import Setting
+    from lab.bench.speed import Setting
     from lab.models.sizes import Model
 
 ORDERS = ("joint", "sequential", "fused")  # lab.objectives.backward.Order
@@ -48,7 +48,7 @@ def setting_of(
     """
     import torch
 
-    from lab.analysis.speed import Setting
+    from lab.bench.speed import Setting
     from lab.errors import BadInput
 
     if tokens % context:

@@ -48,7 +48,7 @@ def _rows(only: str | None, vocabulary: int, context: int) -> Iterator[dict[str,
     from lab.errors import BadInput
     from lab.models.sizes import SIZES, Model
     from lab.objectives import ObjectiveConfig
-    from lab.objectives.cost import (
+    from lab.objectives.flops import (
         embedding_parameters,
         instantiate,
         non_embedding_parameters,

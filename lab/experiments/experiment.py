@@ -18,7 +18,7 @@ from lab.experiments.documents import parse_value, read_yaml, yaml_text
 from lab.learning.settings import Evaluation, Train
 from lab.models.sizes import Model
 from lab.objectives import ObjectiveConfig
-from lab.objectives.cost import instantiate, training_flops_per_token
+from lab.objectives.flops import instantiate, training_flops_per_token
 from lab.objectives.heads import ManyHeads
 from lab.objectives.next_token import NextToken
 from lab.tasks import TaskConfig

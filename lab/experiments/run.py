@@ -27,7 +27,7 @@ from lab.learning.trainer import L, LightningEnvironment, Logger, SIGTERMExcepti
 from lab.models.decoder import recompute
 from lab.objectives import LanguageModel, build_model
 from lab.objectives.backward import Order, backward_order
-from lab.objectives.cost import non_embedding_parameters, training_flops_per_token
+from lab.objectives.flops import non_embedding_parameters, training_flops_per_token
 from lab.tasks.base import Examples, Row, Split, Task
 
 # Lightning announces devices and tips, and warns of what we mean: few data workers, a stream without an end that

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lab.decoding.decode import decode
 from lab.learning.data import packed_batch, select
-from lab.learning.decoding import decode
 from lab.objectives import LanguageModel
 from lab.objectives.backward import losses
 from lab.tasks.base import Examples, GeneratedAnswers, Row, Task

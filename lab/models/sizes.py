@@ -1,10 +1,11 @@
 """Model shapes: the sizes of Table S14 (arXiv 2404.19737), or an explicit one."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from pydantic import Field, model_validator
 
 from lab.config import Config
+from lab.paper import SYNTHETIC_SIZES
 
 
 class Shape(NamedTuple):
@@ -18,15 +19,8 @@ class Shape(NamedTuple):
 Size = Literal["1M", "3M", "10M", "30M", "100M", "300M", "1B"]
 """The synthetic tasks' sizes, named by non-embedding parameters."""
 
-SIZES: dict[Size, Shape] = {
-    "1M": Shape(5, 128, 4),
-    "3M": Shape(4, 256, 8),
-    "10M": Shape(6, 384, 8),
-    "30M": Shape(10, 512, 8),
-    "100M": Shape(14, 768, 12),
-    "300M": Shape(25, 1024, 16),
-    "1B": Shape(36, 1536, 24),
-}
+SIZES: dict[Size, Shape] = {name: Shape(*SYNTHETIC_SIZES[name]) for name in get_args(Size)}
+"""Table S14's shapes of the synthetic experiments, by size."""
 
 
 class Model(Config):

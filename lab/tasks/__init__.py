@@ -9,10 +9,10 @@ from lab.tasks.choices import Choices
 from lab.tasks.countdown import Countdown
 from lab.tasks.dag import Dag
 from lab.tasks.mixture import Mixture
-from lab.tasks.polynomials import Polynomials
+from lab.tasks.polynomials.task import Polynomials
 from lab.tasks.star import Star
-from lab.tasks.stories import Stories
-from lab.tasks.text import Text
+from lab.tasks.stories.task import Stories
+from lab.tasks.text.task import Text
 
 TaskConfig = Annotated[
     Polynomials | Stories | Text | Mixture | Choices | Agreement | Star | Dag | Countdown, Field(discriminator="name")

@@ -13,9 +13,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from lab.config import Config
 from lab.errors import BadInput
 from lab.tasks.base import Examples, Row, Split, Task
-from lab.tasks.polynomials import Polynomials
-from lab.tasks.stories import Stories
-from lab.tasks.text import Text
+from lab.tasks.polynomials.task import Polynomials
+from lab.tasks.stories.task import Stories
+from lab.tasks.text.task import Text
 
 _MEASURED = 4096
 """Examples of a part that its mean length is taken from."""

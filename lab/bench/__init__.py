@@ -1,0 +1,1 @@
+"""Speed, memory, costs: measured side by side, and in closed form."""

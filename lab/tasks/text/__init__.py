@@ -1,0 +1,1 @@
+"""Stories from the user's own files, with their characters renamed."""
