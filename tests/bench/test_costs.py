@@ -46,7 +46,7 @@ from lab.objectives.backward import Order, losses
 from lab.objectives.base import Batch
 from lab.objectives.flops import instantiate, non_embedding_parameters, training_flops_per_token
 from lab.objectives.parallel import Parallel
-from lab.paper import REAL_DATA_SIZES, SPEED_UPS, TRAINING_TIMES
+from lab.paper import REAL_DATA_SIZES, SPEED_UPS, SPEED_UPS_CONTEXT, TRAINING_TIMES
 from lab.report.style import colour_of, use_style
 from tests.report.test_figures import readable
 
@@ -542,4 +542,4 @@ def test_the_figure_draws_what_its_command_prints() -> None:
     made = table()
     assert told["rows"] == made["rows"]
     assert told["table_s2"] == made["table_s2"]
-    assert costs.SPEED_UPS_CONTEXT in told["contexts"]
+    assert SPEED_UPS_CONTEXT in told["contexts"]

@@ -19,7 +19,8 @@ from lab.config import canonical, validated
 from lab.errors import BadInput
 from lab.experiments.experiment import load_experiment
 from lab.home import home
-from lab.tasks.text.task import Text, TextSource, corpus
+from lab.tasks.text import corpus
+from lab.tasks.text.task import Text, TextSource
 from tests.tasks.test_text import cache, config, corpus_file, tale, told
 
 assert cache  # the fixture, used by itself
