@@ -18,7 +18,7 @@ from lab.report.drawing import GREY, heading
 from lab.report.page import named
 from lab.report.style import colour_of
 from lab.report.verdicts import judge
-from lab.tasks.base import Row
+from lab.tasks.base import ScoreRow
 
 SWEEPS = {
     "sweeps/pilot_rates_seeds.yaml": "Ten seeds, less next token at the same learning rate",
@@ -37,7 +37,7 @@ SWEEPS = {
 GAP = 1.6
 """Between the last line of a sweep and the name of the next, in lines."""
 
-Group = tuple[str, float, list[Row]]
+Group = tuple[str, float, list[ScoreRow]]
 """What a sweep is called, its margin in points, and its verdicts."""
 
 
@@ -65,7 +65,7 @@ def draw(several: list[tuple[str, Sweep, list[tuple[Cell, Result]]]]) -> Figure:
 
 def compared(sweep: Sweep) -> str:
     """The number of each run that a sweep's arms are compared by, in words."""
-    measure, primary = sweep.cells[0].experiment.task.build().choice.replace("_", " "), sweep.primary
+    measure, primary = sweep.cells[0].experiment.task.build().metric.replace("_", " "), sweep.primary
     if primary is None or primary.level is None or primary.measure == "score":
         return measure
     level = f"{100 * primary.level:g} % {measure}"
@@ -101,7 +101,7 @@ def panel(axes: Axes, groups: list[Group]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def line(axes: Axes, place: float, row: Row) -> None:
+def line(axes: Axes, place: float, row: ScoreRow) -> None:
     """The seeds of one arm, their mean and its interval."""
     points, colour = [100 * each for each in row["differences"].values()], colour_of(row["n"])
     axes.scatter(points, [place] * len(points), s=14, color=colour, alpha=0.5, linewidths=0)

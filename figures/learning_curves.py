@@ -26,7 +26,7 @@ COLUMNS = 4
 def draw(sweep: Sweep, finished: list[tuple[Cell, Result]]) -> Figure:
     """The figure of a sweep of one task."""
     task = sweep.cells[0].experiment.task.build()
-    table, measure = curves(finished), f"validation/{task.choice}"
+    table, measure = curves(finished), f"validation/{task.metric}"
     further = further_axes(sweep)
     one_head = {cell.experiment.identity for cell, _ in finished if isinstance(cell.experiment.objective, OneHead)}
     table.loc[table.identity.isin(one_head), "n"] = 1  # a control's own n may be another's heads
@@ -36,7 +36,7 @@ def draw(sweep: Sweep, finished: list[tuple[Cell, Result]]) -> Figure:
         table = table.merge(scored(sweep, finished)[["identity", "past"]], on="identity")
 
     # Where guessing or the task's other baseline stands, if curves have it.
-    baseline = f"validation/{task.levels[0]}"
+    baseline = f"validation/{task.baselines[0]}"
     at = table[baseline].mean() if baseline in table else None
 
     # A panel for each arm, and its seeds.
@@ -53,9 +53,9 @@ def draw(sweep: Sweep, finished: list[tuple[Cell, Result]]) -> Figure:
     for axes in places[::columns]:
         axes.set_ylabel("%")
     signs = [f"each line is a run; {table.seed.nunique()} seeds"]
-    signs += [f"dotted: {task.levels[0].replace('_', ' ')}"] if at is not None else []
+    signs += [f"dotted: {task.baselines[0].replace('_', ' ')}"] if at is not None else []
     signs += [f"counted: seeds with at least {100 * level:g} % on test, final weights"] if level is not None else []
-    heading(figure, f"{sweep.name}: {task.choice.replace('_', ' ')} on validation while training", "; ".join(signs))
+    heading(figure, f"{sweep.name}: {task.metric.replace('_', ' ')} on validation while training", "; ".join(signs))
     return figure
 
 

@@ -12,12 +12,12 @@ from lab.experiments.study import Study
 from lab.report.drawing import GREY, grid, heading, panels
 from lab.report.studies import table
 from lab.report.style import colour_of
-from lab.tasks.base import Row
+from lab.tasks.base import ScoreRow
 
 STUDY = "sweeps/study_lr.yaml"
 
 
-def draw(study: Study, rows: list[Row]) -> Figure:
+def draw(study: Study, rows: list[ScoreRow]) -> Figure:
     """The figure of a study that searches `train.lr`, and has n among its arms as a rule."""
     trials = table(study, rows)
     further = [field for field in rows[0]["arm"] if field != "objective.n"]
@@ -30,7 +30,7 @@ def draw(study: Study, rows: list[Row]) -> Figure:
         axes.set_xlim(*dimension.labels)
         axes.set_title(", ".join(words), loc="left", fontsize="medium")
     task = study.experiments(study.arms[0], study.corners()[0])[0].task.build()
-    places[0].set_ylabel(f"{task.choice.replace('_', ' ')}, validation (%)")
+    places[0].set_ylabel(f"{task.metric.replace('_', ' ')}, validation (%)")
     places[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize="small", title="the best")
     heading(
         figure,

@@ -16,13 +16,13 @@ from lab.experiments.study import Study, words
 from lab.report.drawing import GREY, grid, heading
 from lab.report.studies import table
 from lab.report.style import colour_of
-from lab.tasks.base import Row
+from lab.tasks.base import ScoreRow
 
 STUDY = "sweeps/study_n.yaml"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
-def draw(study: Study, rows: list[Row]) -> Figure:
+def draw(study: Study, rows: list[ScoreRow]) -> Figure:
     """The figure of a study that searches objectives, n, head weights or some of these."""
     trials = table(study, rows)
     trials["way"] = [_way(trial, n) for trial, n in zip(trials.get("objective", trials.n), trials.n, strict=True)]
@@ -36,7 +36,7 @@ def draw(study: Study, rows: list[Row]) -> Figure:
         panel(axes, own, ways, weights)
         axes.set_title(_title(study, own), loc="left", fontsize="small")
         task = study.experiments(next(each for each in study.arms if each.name == arm), study.corners()[0])[0].task
-        axes.set_xlabel(f"{task.build().choice.replace('_', ' ')}, validation (%)")
+        axes.set_xlabel(f"{task.build().metric.replace('_', ' ')}, validation (%)")
     places[0].set_yticks(range(len(ways)), ways)
     places[0].invert_yaxis()
     marks = [

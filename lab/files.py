@@ -22,7 +22,7 @@ def _umask() -> int:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A place beside `path` to write a file to; when the block ends it is moved to `path`, or removed if that failed.
 
     What is at `path` is the old content or the new one, also after a crash of the machine.

@@ -10,7 +10,7 @@ from lab.experiments.store import Result
 from lab.experiments.sweep import Cell, Sweep
 from lab.models.sizes import Model
 from lab.objectives.parallel import Parallel
-from lab.tasks.base import Row
+from lab.tasks.base import ScoreRow
 
 WHOLE: dict[str, Any] = {"mention": "all", "characters": "all", "tokens": "all", "seen": "all"}
 TASK = SimpleNamespace(
@@ -78,8 +78,8 @@ def _result(cell: Cell, curve: bool) -> Result:
     return result
 
 
-def _scores(end: float, seed: int) -> list[Row]:
-    rows: list[Row] = []
+def _scores(end: float, seed: int) -> list[ScoreRow]:
+    rows: list[ScoreRow] = []
     for checkpoint, split, names in itertools.product(("final", "best"), ("validation", "test"), ("fresh", "pool")):
         slices: list[dict[str, Any]] = [{}, {"mention": 2}, {"mention": 3}, {"mention": "10+"}, {"characters": 2}]
         if names == "pool":

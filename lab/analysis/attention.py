@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lab.analysis.finished_run import Trained, rows_of
+from lab.analysis.finished_run import FinishedRun, rows_of
 from lab.learning.evaluation import batches, generate
 from lab.models.decoder import Attention, Block, Context, Decoder, rotate
 from lab.objectives import LanguageModel
@@ -98,7 +98,7 @@ def look(model: LanguageModel, tokens_BT: Tensor, visit: Visit, heads: int, docu
         context = model.decoder.context(tokens_BT, documents_BT)
         trunk_BTD = model.decoder(tokens_BT, context)
         ahead = F.pad(tokens_BT, (0, heads - 1))
-        for _ in model.objective.latents(model.decoder, trunk_BTD, context, heads, ahead):
+        for _ in model.objective.hidden_states(model.decoder, trunk_BTD, context, heads, ahead):
             pass
 
 
@@ -234,7 +234,7 @@ def on_examples(model: LanguageModel, examples: Examples) -> Asked:
         width, device = tokens_BT.shape[1], tokens_BT.device
         inside_BT = torch.from_numpy(np.arange(width) < examples.lengths[rows, None]).to(device)
         predicting = np.zeros((len(rows), width), np.bool_)
-        predicting[:, :-1] = examples.scored[rows, 1:width]
+        predicting[:, :-1] = examples.score_mask[rows, 1:width]
         matching = prefix_matching(tokens_BT, torch.from_numpy(predicting).to(device))
         looking = {"previous_token": previous_token(inside_BT), "prefix_matching": matching}
         asked = {f"{name}_task": each for name, each in looking.items()}
@@ -304,27 +304,27 @@ def performance(model: LanguageModel, task: Task, examples: Examples) -> dict[st
         logits = next_token_logits(model, tokens_BT)[:, :-1]
         inside = np.arange(1, tokens_BT.shape[1]) < examples.lengths[rows, None]
         predicted[rows, 1 : tokens_BT.shape[1]] = logits.argmax(dim=-1).cpu().numpy() * inside
-        scored = torch.from_numpy(examples.scored[rows, 1 : tokens_BT.shape[1]]).to(tokens_BT.device)
+        scored = torch.from_numpy(examples.score_mask[rows, 1 : tokens_BT.shape[1]]).to(tokens_BT.device)
         nats += float(F.cross_entropy(logits[scored], tokens_BT[:, 1:][scored], reduction="sum"))
         count += int(scored.sum())
     if isinstance(task, GeneratedAnswers):
         predicted = generate(model, task, examples)
-    seen = np.zeros(examples.keys.shape, np.bool_)  # only splits the table, and `choice` is of all of it
+    seen = np.zeros(examples.fingerprints.shape, np.bool_)  # only splits the table, and `choice` is of all of it
     summary = task.summary(task.score(examples, predicted, seen))
-    return {task.choice: summary[task.choice], "loss": nats / max(1, count)}
+    return {task.metric: summary[task.metric], "loss": nats / max(1, count)}
 
 
 # Runs
 
 
-def turns(runs: Sequence[Trained]) -> int:
+def turns(runs: Sequence[FinishedRun]) -> int:
     """How often `analyse` tells that a part is done: for each model, and for each head that is left out."""
     models = [run.model(run.steps[-1]) for run in runs]
     heads = [layers(model)[layer].attention.heads for model in models for layer in next_token_path(model)]
     return sum(len(run.steps) for run in runs) + sum(heads)
 
 
-def analyse(runs: Sequence[Trained], count: int, listen: Callable[[], None]) -> dict[str, Any]:
+def analyse(runs: Sequence[FinishedRun], count: int, listen: Callable[[], None]) -> dict[str, Any]:
     """The attention heads of finished runs, at every step of which weights were kept.
 
     Args:
@@ -346,8 +346,8 @@ def analyse(runs: Sequence[Trained], count: int, listen: Callable[[], None]) -> 
         last = [row for row in heads if row["step"] == run.steps[-1]]
         model = run.model(run.steps[-1])
         _ablate(model, run.task, examples, last, models[-1], listen)
-        about = {**run.about, "label": run.experiment.label, "choice": run.task.choice, "steps": run.steps}
-        names = (run.task.choice, *(f"best_{name}" for name in RISING))
+        about = {**run.about, "label": run.experiment.label, "choice": run.task.metric, "steps": run.steps}
+        names = (run.task.metric, *(f"best_{name}" for name in RISING))
         told["runs"].append({**about, "half_way": half_way(models, names)})
         told["heads"] += [{"identity": run.experiment.identity, **row} for row in heads]
         told["models"] += [{**run.about, **row} for row in models]
@@ -359,7 +359,7 @@ def analyse(runs: Sequence[Trained], count: int, listen: Callable[[], None]) -> 
 
 
 def _through_training(
-    run: Trained, examples: Examples, listen: Callable[[], None]
+    run: FinishedRun, examples: Examples, listen: Callable[[], None]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of a run's heads, and of its models."""
     half = min(REPEATED, run.experiment.train.context // 2)
@@ -402,8 +402,8 @@ def _ablate(
         if row["next_token_path"]:
             with ablated(layers(model)[row["layer"]].attention, row["head"]):
                 without = performance(model, task, examples)
-            row[f"ablated_{task.choice}"] = without[task.choice]
-            row["lost"] = whole[task.choice] - without[task.choice]
+            row[f"ablated_{task.metric}"] = without[task.metric]
+            row["lost"] = whole[task.metric] - without[task.metric]
             row["lost_nats"] = without["loss"] - whole["loss"]
             listen()
 
@@ -442,7 +442,8 @@ def picture(model: LanguageModel, task: Task, examples: Examples, heads: list[di
     of them; `scored` are their places. Each of `heads` has `attention`: of each query the keys up to itself.
     """
     starts = [
-        row[scored] for row, scored in zip(examples.tokens[:, :PICTURED], examples.scored[:, :PICTURED], strict=True)
+        row[scored]
+        for row, scored in zip(examples.tokens[:, :PICTURED], examples.score_mask[:, :PICTURED], strict=True)
     ]
     row = max(range(len(starts)), key=lambda each: (len(np.unique(starts[each])), len(starts[each])))
     tokens: NDArray[np.uint16] = examples.tokens[row, : min(PICTURED, int(examples.lengths[row]))]
@@ -457,7 +458,7 @@ def picture(model: LanguageModel, task: Task, examples: Examples, heads: list[di
     return {
         "example": row,
         "tokens": [task.vocabulary[token] for token in tokens],
-        "scored": np.flatnonzero(examples.scored[row, : len(tokens)]).tolist(),
+        "scored": np.flatnonzero(examples.score_mask[row, : len(tokens)]).tolist(),
         "heads": shown,
     }
 

@@ -21,7 +21,7 @@ from lab.tasks.base import Examples, Task
 
 
 @dataclass(frozen=True)
-class Trained:
+class FinishedRun:
     """A finished run."""
 
     directory: RunDirectory
@@ -109,7 +109,7 @@ class Trained:
         return self.task.examples("test", np.arange(chosen) * size // chosen, 0)
 
 
-def opened(name: str, scale: str, store: Path) -> list[Trained]:
+def open_runs(name: str, scale: str, store: Path) -> list[FinishedRun]:
     """The finished run that `name` stands for, or, of a sweep's YAML file, all of its runs.
 
     Raises:
@@ -119,9 +119,9 @@ def opened(name: str, scale: str, store: Path) -> list[Trained]:
     if Path(name).suffix.lower() not in (".yaml", ".yml") and not located(name).is_file():
         run = find_run(name, store, "RUN")
         final_weights(run, "RUN")
-        return [Trained(run)]
+        return [FinishedRun(run)]
     sweep = load_sweep(name, scale)
-    runs = [Trained(RunDirectory(store, cell.experiment), cell.axes) for cell in sweep.cells]
+    runs = [FinishedRun(RunDirectory(store, cell.experiment), cell.axes) for cell in sweep.cells]
     missing = [run for run in runs if run.directory.read_result() is None or not run.directory.final.is_file()]
     if missing:
         raise Missing(

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lab.analysis.finished_run import Trained, rows_of
+from lab.analysis.finished_run import FinishedRun, rows_of
 from lab.analysis.terms import passes
 from lab.decoding.decode import Sampling, decode
 from lab.errors import BadInput
@@ -85,7 +85,7 @@ class Questions:
 
 def questions(examples: Examples) -> Questions:
     """One question for each example that has scored tokens after its first: which of them is random, but repeats."""
-    scored = examples.scored.copy()
+    scored = examples.score_mask.copy()
     scored[:, 0] = False  # there is nothing to continue
     begins = scored & ~np.roll(scored, 1, axis=1)
     rows = np.flatnonzero(begins.any(axis=1))
@@ -97,7 +97,7 @@ def questions(examples: Examples) -> Questions:
     return Questions(select(examples, rows), starts, ends)
 
 
-def by_slice(run: Trained, count: int) -> list[tuple[str, Examples]]:
+def by_slice(run: FinishedRun, count: int) -> list[tuple[str, Examples]]:
     """`count` test examples, by the slice that the task's scores are shown along: its words, as "operations 3".
 
     "all" where the task slices tokens, not examples.
@@ -108,12 +108,12 @@ def by_slice(run: Trained, count: int) -> list[tuple[str, Examples]]:
     if isinstance(run.task, GeneratedAnswers):
         name = run.experiment.task.name
         raise BadInput(f"{run.directory.path}: task {name} is not allowed: its questions have several right answers")
-    found, across = run.test_examples(count), run.task.across
+    found, across = run.test_examples(count), run.task.main_slice
     if across not in found.slices:
         return [("all", found)]
     values = found.slices[across]
     parts = [(f"{across} {value}", select(found, np.flatnonzero(values == value))) for value in np.unique(values)]
-    return [(words, part) for words, part in parts if part.scored[:, 1:].any()]
+    return [(words, part) for words, part in parts if part.score_mask[:, 1:].any()]
 
 
 def right_samples(model: LanguageModel, asked: Questions, samples: int, temperature: float) -> NDArray[np.int64]:
@@ -137,7 +137,7 @@ def right_samples(model: LanguageModel, asked: Questions, samples: int, temperat
 
 
 def passing(
-    run: Trained, examples: int, samples: int, ks: Sequence[int], temperatures: Sequence[float]
+    run: FinishedRun, examples: int, samples: int, ks: Sequence[int], temperatures: Sequence[float]
 ) -> Iterator[dict[str, Any]]:
     """pass@k of a run's last weights: a row for each temperature, slice and k, then for each slice's and k's oracle.
 
@@ -160,7 +160,7 @@ def passing(
     yield from ({**row, "temperature": "oracle"} for row in best.values())
 
 
-def answering(run: Trained, examples: int) -> list[dict[str, Any]]:
+def answering(run: FinishedRun, examples: int) -> list[dict[str, Any]]:
     """What a run's last weights choose, give and believe: a row for each slice.
 
     Rows have the run's `identity`, `slice` (`by_slice`), `questions`, `generative_accuracy` (greedy), `choice_accuracy`
@@ -175,11 +175,11 @@ def answering(run: Trained, examples: int) -> list[dict[str, Any]]:
     ]
 
 
-def _answering(run: Trained, model: LanguageModel, found: Examples) -> dict[str, Any]:
+def _answering(run: FinishedRun, model: LanguageModel, found: Examples) -> dict[str, Any]:
     """A row of `answering`, of the examples of a slice."""
     asked = questions(found)
     given = right_samples(model, asked, 1, 0.0)
-    options, kinds = near_misses(asked, run.task.kind(asked.examples))
+    options, kinds = near_misses(asked, run.task.token_type(asked.examples))
     likelihoods = np.stack([_likelihoods(model, asked, answers) for answers in options])
     missed = np.arange(MISSES)[:, None] < kinds
     chosen = ((likelihoods[0] > likelihoods[1:]) | ~missed).all(axis=0)
@@ -260,7 +260,7 @@ def _beliefs(model: LanguageModel, examples: Examples) -> tuple[NDArray[np.float
     for rows in passes(model, examples):
         tokens = rows_of(model, examples, rows)
         highest, best = _log_probabilities(model, tokens).max(dim=-1)
-        scored = examples.scored[rows, 1 : tokens.shape[1]]
+        scored = examples.score_mask[rows, 1 : tokens.shape[1]]
         confidence.append(highest.exp().double().cpu().numpy()[scored])
         correct.append((best == tokens[:, 1:]).cpu().numpy()[scored])
     return np.concatenate(confidence), np.concatenate(correct)

@@ -39,14 +39,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lab.analysis.finished_run import Trained
+from lab.analysis.finished_run import FinishedRun
 from lab.analysis.generation import questions, standard_error
 from lab.analysis.terms import passes, terms, valid
 from lab.decoding.decode import greedy
 from lab.learning.data import select
 from lab.learning.evaluation import predict
 from lab.objectives import LanguageModel
-from lab.tasks.base import Examples, Known
+from lab.tasks.base import Examples, HasEntropies
 
 MASS = 0.999
 """The share of head 1's probability that `gaps` sums over, the likeliest tokens first; the rest is renormalised."""
@@ -156,7 +156,7 @@ def _choice() -> bool:
     return bool(sympy.simplify(total - h * (k * n - k * (k - 1) / 2)) == 0)
 
 
-def losses(run: Trained, examples: int, every: bool) -> Iterator[dict[str, Any]]:
+def losses(run: FinishedRun, examples: int, every: bool) -> Iterator[dict[str, Any]]:
     """The loss of each further head against head 1's on the same tokens, by kind of token.
 
     Rows have the run's `identity`, `step`, `kind` (of the token that is predicted; "all"), `head` i,
@@ -172,9 +172,9 @@ def losses(run: Trained, examples: int, every: bool) -> Iterator[dict[str, Any]]
     n = run.model(run.steps[-1]).objective.n
     if n == 1:
         return
-    floors = run.task.entropies(found, n) if isinstance(run.task, Known) else None
-    kinds = np.array(["all", *run.task.kinds])
-    kind = run.task.kind(found).astype(np.int64)
+    floors = run.task.entropies(found, n) if isinstance(run.task, HasEntropies) else None
+    kinds = np.array(["all", *run.task.token_types])
+    kind = run.task.token_type(found).astype(np.int64)
     for step, model in run.models(every):
         nats = _nats(model, found)
         for head in range(2, n + 1):
@@ -205,7 +205,7 @@ def _nats(model: LanguageModel, examples: Examples) -> NDArray[np.float64]:
     return np.where(valid(examples, model.objective.n), found, np.nan)
 
 
-def gaps(run: Trained, positions: int) -> list[dict[str, Any]]:
+def gaps(run: FinishedRun, positions: int) -> list[dict[str, Any]]:
     """How far each further head of a run is from the marginal of what earlier ones say, at its last step.
 
     A row for each head i from 2 on and each kind of the next token: where nothing is uncertain, no gap can be. It has
@@ -220,14 +220,14 @@ def gaps(run: Trained, positions: int) -> list[dict[str, Any]]:
     """
     model = run.model(run.steps[-1])
     n = model.objective.n
-    if n == 1 or model.objective.reads_ahead:
+    if n == 1 or model.objective.teacher_forced:
         return []
     examples, random = run.test_examples(4 * positions), np.random.default_rng(0)
-    kind = run.task.kind(examples)
+    kind = run.task.token_type(examples)
     length = examples.tokens.shape[1]
     inside = np.arange(length) + n < examples.lengths[:, None]  # all heads' targets are in the document
     table = []
-    for number, name in enumerate(run.task.kinds):
+    for number, name in enumerate(run.task.token_types):
         here = inside & (np.roll(kind, -1, axis=1) == number)
         rows = random.permutation(np.flatnonzero(here.any(axis=1)))[:positions]
         if not len(rows):
@@ -274,7 +274,7 @@ def _at_end(model: LanguageModel, tokens: Tensor, heads: int) -> Tensor:
     return torch.stack([each[:, -1].softmax(-1) for each in logits])
 
 
-def mismatch(run: Trained, examples: int, tokens: int = 8) -> list[dict[str, Any]]:
+def mismatch(run: FinishedRun, examples: int, tokens: int = 8) -> list[dict[str, Any]]:
     """Accuracy with the true tokens given against the model's own, from where the score begins to look, at the end.
 
     In each document one run of scored tokens is chosen (`generation.questions`). From its first token on, head 1 is

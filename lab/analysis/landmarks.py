@@ -25,7 +25,7 @@ from lab.analysis.attention import (
     rounded,
     scores,
 )
-from lab.analysis.finished_run import Trained, rows_of
+from lab.analysis.finished_run import FinishedRun, rows_of
 from lab.analysis.terms import terms, valid
 from lab.errors import BadInput
 from lab.learning.data import select
@@ -35,12 +35,12 @@ from lab.objectives import LanguageModel
 from lab.tasks.base import Examples, Landmarks
 
 
-def turns(runs: Sequence[Trained]) -> int:
+def turns(runs: Sequence[FinishedRun]) -> int:
     """Return how often `analyse` tells that a model is done."""
     return sum(len(run.steps) for run in runs)
 
 
-def analyse(runs: Sequence[Trained], count: int, listen: Callable[[], None]) -> dict[str, Any]:
+def analyse(runs: Sequence[FinishedRun], count: int, listen: Callable[[], None]) -> dict[str, Any]:
     """Return where finished runs look, at every step of which weights were kept, in JSON types.
 
     Args:

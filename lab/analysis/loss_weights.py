@@ -33,11 +33,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lab.analysis.finished_run import Trained
+from lab.analysis.finished_run import FinishedRun
 from lab.analysis.terms import passes, terms, valid
 from lab.learning.data import select
 from lab.objectives import LanguageModel
-from lab.tasks.base import Examples, Known, Task
+from lab.tasks.base import Examples, HasEntropies, Task
 from lab.tasks.targets import limit_targets
 
 
@@ -128,7 +128,7 @@ def owners(spans: NDArray[np.uint8], ahead: int) -> NDArray[np.int64]:
     return np.minimum(found, length - 1)  # type: ignore[no-any-return]
 
 
-def measure(run: Trained, examples: int, every: bool) -> Iterator[dict[str, Any]]:
+def measure(run: FinishedRun, examples: int, every: bool) -> Iterator[dict[str, Any]]:
     """What the terms of a run's training loss amount to, by kind of token; see the module's documentation.
 
     Rows have the run's `identity`, `step`, `kind`, `span` (of the kind's tokens; the mean), `events` (its
@@ -147,11 +147,11 @@ def measure(run: Trained, examples: int, every: bool) -> Iterator[dict[str, Any]
 
 
 def _by_kind(model: LanguageModel, task: Task, examples: Examples, weights: Sequence[float]) -> list[dict[str, Any]]:
-    n, kinds = model.objective.n, len(task.kinds)
+    n, kinds = model.objective.n, len(task.token_types)
     examples = limit_targets(task, examples, model.objective.where)
-    spans = np.ones(examples.tokens.shape, np.uint8) if examples.spans is None else examples.spans
-    kind = task.kind(examples).astype(np.int64)
-    floors = np.nan_to_num(task.entropies(examples, n)) if isinstance(task, Known) else None
+    spans = np.ones(examples.tokens.shape, np.uint8) if examples.horizons is None else examples.horizons
+    kind = task.token_type(examples).astype(np.int64)
+    floors = np.nan_to_num(task.entropies(examples, n)) if isinstance(task, HasEntropies) else None
     there = valid(examples, n)
     owner = np.stack([owners(spans, ahead) for ahead in range(1, n + 1)], axis=2)
     scales = np.array(weights) / np.maximum(1, there.sum(axis=(0, 1)))
@@ -184,7 +184,7 @@ def _by_kind(model: LanguageModel, task: Task, examples: Examples, weights: Sequ
                 sums["floor"][each] += np.where(mine, floors[rows, :width] * share.cpu().numpy(), 0.0).sum()
     inside = np.arange(examples.tokens.shape[1]) < examples.lengths[:, None]
     found = []
-    for each, name in enumerate(task.kinds):
+    for each, name in enumerate(task.token_types):
         here, total = inside & (kind == each), {measure: float(values[each]) for measure, values in sums.items()}
         if total["terms"]:
             found.append(

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.analysis.finished_run import Trained
+from lab.analysis.finished_run import FinishedRun
 from lab.decoding.decode import Decoded, Sampling, chain, decode
 from lab.errors import BadInput
 from lab.objectives import LanguageModel
@@ -43,15 +43,15 @@ class Prompts(NamedTuple):
     """The token that ends an answer."""
 
 
-def prompts_of(run: Trained, count: int) -> Prompts:
+def prompts_of(run: FinishedRun, count: int) -> Prompts:
     """The beginnings of test examples: up to where the score begins to look, or half way, whichever is later."""
     examples = run.test_examples(count)
-    lengths = np.maximum(1, np.maximum(examples.scored.argmax(axis=1), examples.lengths // 2))
+    lengths = np.maximum(1, np.maximum(examples.score_mask.argmax(axis=1), examples.lengths // 2))
     tokens = torch.from_numpy(examples.tokens[:, : lengths.max()].astype(np.int64))
     return Prompts(tokens, torch.from_numpy(lengths), end_token(run))
 
 
-def given_prompt(run: Trained, tokens: Sequence[int]) -> Prompts:
+def given_prompt(run: FinishedRun, tokens: Sequence[int]) -> Prompts:
     """A prompt of one's own.
 
     Raises:
@@ -69,12 +69,12 @@ def given_prompt(run: Trained, tokens: Sequence[int]) -> Prompts:
     return Prompts(torch.tensor([list(tokens)]), torch.tensor([len(tokens)]), end_token(run))
 
 
-def longest(run: Trained) -> int:
+def longest(run: FinishedRun) -> int:
     """The most tokens in a row that a run has read."""
-    return max(run.experiment.train.context, run.task.longest("test"))
+    return max(run.experiment.train.context, run.task.max_length("test"))
 
 
-def beyond(run: Trained, prompts: Prompts, new_tokens: int) -> str | None:
+def beyond(run: FinishedRun, prompts: Prompts, new_tokens: int) -> str | None:
     """What to say of continuations that nothing ends and that get longer than any row the run has read; else None."""
     most, read = int(prompts.lengths.max()) + new_tokens, longest(run)
     if prompts.end is not None or most <= read:
@@ -82,7 +82,7 @@ def beyond(run: Trained, prompts: Prompts, new_tokens: int) -> str | None:
     return f"rows get {most} tokens long; in training and test the longest has {read}"
 
 
-def end_token(run: Trained) -> int | None:
+def end_token(run: FinishedRun) -> int | None:
     """The token that ends each of the task's documents and stands nowhere else; None where there is none."""
     examples = run.test_examples(100)
     inside = np.arange(examples.tokens.shape[1]) < examples.lengths[:, None]

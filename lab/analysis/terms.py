@@ -32,9 +32,9 @@ def valid(examples: Examples, n: int) -> NDArray[np.bool_]:
     found = np.zeros((*examples.tokens.shape, n), np.bool_)
     for head in range(1, n + 1):
         inside = np.arange(head, length) < examples.lengths[:, None]
-        found[:, : length - head, head - 1] = inside & examples.trained[:, head:]
-        if head > 1 and examples.further is not None:
-            found[:, : length - head, head - 1] &= examples.further[:, head:]
+        found[:, : length - head, head - 1] = inside & examples.loss_mask[:, head:]
+        if head > 1 and examples.further_loss_mask is not None:
+            found[:, : length - head, head - 1] &= examples.further_loss_mask[:, head:]
     return found
 
 
@@ -49,7 +49,7 @@ def terms(model: LanguageModel, examples: Examples) -> tuple[Tensor, Tensor, Ten
     alone = Examples(**{**vars(part), "lengths": np.full_like(part.lengths, width)})  # rows that hold one each
     inside = torch.from_numpy(np.arange(width + n) < part.lengths[:, None])
     batch = packed_batch(alone, width, n)
-    batch = batch._replace(documents=torch.where(inside, batch.documents, -1)).to(next(model.parameters()).device)
+    batch = batch._replace(document_ids=torch.where(inside, batch.document_ids, -1)).to(next(model.parameters()).device)
     tokens = batch.tokens[:, :width]
     context = model.decoder.context(tokens, None)
     trunk_BTD = model.decoder(tokens, context)
@@ -58,4 +58,4 @@ def terms(model: LanguageModel, examples: Examples) -> tuple[Tensor, Tensor, Ten
     for head, logits_BTV in enumerate(logits, start=1):
         wanted = targets(batch, head, width)
         found.append(F.cross_entropy(logits_BTV.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted))
-    return trunk_BTD, torch.stack(found, dim=-1), model.objective.importance(batch)
+    return trunk_BTD, torch.stack(found, dim=-1), model.objective.token_weights(batch)

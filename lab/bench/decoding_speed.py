@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lab.analysis.finished_run import Trained
+from lab.analysis.finished_run import FinishedRun
 from lab.analysis.speculation import beyond, prompts_of, speculation, ways
 from lab.bench.peers import NotInstalled, build_peer
 from lab.decoding.decode import decode, now
@@ -23,7 +23,7 @@ BOUND = 0.9
 
 
 def measure(
-    run: Trained,
+    run: FinishedRun,
     batches: Sequence[int],
     count: int,
     new_tokens: int,
@@ -65,7 +65,7 @@ def measure(
     return found
 
 
-def characters_per_token(run: Trained) -> float:
+def characters_per_token(run: FinishedRun) -> float:
     """Of the run's first 100 test examples."""
     examples = run.test_examples(100)
     texts = [

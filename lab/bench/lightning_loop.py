@@ -15,7 +15,7 @@ from lab.experiments.experiment import Execution, Experiment
 from lab.experiments.run import build_trainer
 from lab.experiments.store import RunDirectory
 from lab.learning.callbacks import Checkpoint, Record
-from lab.learning.data import Step
+from lab.learning.data import StepData
 from lab.learning.module import LearningModule
 from lab.learning.settings import Train
 from lab.learning.trainer import L, alone
@@ -32,13 +32,13 @@ class _Between(L.Callback):
         next(self.turns, None)
 
 
-class _Same(IterableDataset[Step]):
+class _Same(IterableDataset[StepData]):
     """The same step, over and over."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: StepData) -> None:
         self.step = step
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[StepData]:
         return repeat(self.step)
 
 
@@ -67,7 +67,7 @@ def in_lightning(setting: Setting, vocabulary: int, steps: int, turns: Iterator[
     )
     model = setting.trainer(1, vocabulary).model
     batch = setting.batch(1, vocabulary, DOCUMENTS)
-    step = Step(batch, torch.empty(0, dtype=torch.int64), setting.tokens)
+    step = StepData(batch, torch.empty(0, dtype=torch.int64), setting.tokens)
     with tempfile.TemporaryDirectory() as store:
         directory = RunDirectory(Path(store), experiment)
         directory.checkpoint.parent.mkdir(parents=True)

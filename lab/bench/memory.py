@@ -181,7 +181,7 @@ def estimate(model: LanguageModel, tokens: int, context: int, order: Order) -> i
     """
     objective, unembedding = model.objective, model.decoder.unembedding.weight
     layers = [sum(isinstance(each, Block) for each in part.modules()) for part in (model.decoder, objective)]
-    together = order == "joint" or objective.chained
+    together = order == "joint" or objective.heads_share_layers
     kept = layers[0] + (layers[1] if together else math.ceil(layers[1] / objective.n))
     width, in_heads = unembedding.shape[1], 2 * objective.n + 3 if order == "joint" else 5
     inner, mask = inner_width(width), 0 if with_kernels(context) else context

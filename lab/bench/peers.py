@@ -52,7 +52,7 @@ def litgpt(shape: Shape, vocabulary: int, context: int) -> Peer:
             padded_vocab_size=vocabulary,
             n_layer=shape.layers,
             n_embd=shape.width,
-            n_head=shape.heads,
+            n_head=shape.attention_heads,
             bias=False,
             parallel_residual=False,
             rotary_percentage=1.0,
@@ -75,7 +75,7 @@ def gpt2(shape: Shape, vocabulary: int, context: int) -> Peer:
             n_positions=context,
             n_layer=shape.layers,
             n_embd=shape.width,
-            n_head=shape.heads,
+            n_head=shape.attention_heads,
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
@@ -95,7 +95,7 @@ def llama(shape: Shape, vocabulary: int, context: int) -> Peer:
             max_position_embeddings=context,
             num_hidden_layers=shape.layers,
             hidden_size=shape.width,
-            num_attention_heads=shape.heads,
+            num_attention_heads=shape.attention_heads,
             intermediate_size=inner_width(shape.width),
             **_HUGGING_FACE,
         )
@@ -118,11 +118,11 @@ def x_transformers(shape: Shape, vocabulary: int, context: int) -> Peer:
     layers = Decoder(
         dim=shape.width,
         depth=shape.layers,
-        heads=shape.heads,
-        attn_dim_head=shape.width // shape.heads,
+        heads=shape.attention_heads,
+        attn_dim_head=shape.width // shape.attention_heads,
         attn_flash=True,
         rotary_pos_emb=True,
-        rotary_emb_dim=shape.width // shape.heads,
+        rotary_emb_dim=shape.width // shape.attention_heads,
         verbose=False,
         use_rmsnorm=True,
         ff_mult=inner_width(shape.width) / shape.width,
@@ -183,7 +183,7 @@ class _NanoGPT(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, shape.width)
         self.positions = nn.Embedding(context, shape.width)
-        self.blocks = nn.Sequential(*(_NanoBlock(shape.width, shape.heads) for _ in range(shape.layers)))
+        self.blocks = nn.Sequential(*(_NanoBlock(shape.width, shape.attention_heads) for _ in range(shape.layers)))
         self.norm = nn.LayerNorm(shape.width, bias=False)
         self.unembedding = nn.Linear(shape.width, vocabulary, bias=False)
         for name, each in self.named_parameters():

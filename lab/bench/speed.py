@@ -89,7 +89,7 @@ def preparation(experiment: Experiment, steps: int) -> dict[str, Any]:
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - started)
     trained = float(np.median(seconds[1:]))  # the first warms up
-    tokens = float(np.mean([int((batch.documents >= 0).sum()) for batch in batches]))
+    tokens = float(np.mean([int((batch.document_ids >= 0).sum()) for batch in batches]))
     return {
         "task": experiment.task.name,
         "tokens_per_second": tokens / prepared,
@@ -119,7 +119,7 @@ def layouts(
     model = build_model(experiment.model, experiment.objective, len(task.vocabulary), experiment.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     per_step = examples_per_step(task, experiment.train)
-    longest = task.longest("train")
+    longest = task.max_length("train")
     shapes: dict[str, Callable[[Examples], Iterator[torch.Tensor]]] = {
         **{f"packed, rows of {each}": partial(_packed, model, each) for each in contexts if each >= longest},
         **{f"padded, {number} length buckets": partial(_padded, model, number) for number in buckets},

@@ -14,7 +14,7 @@ from lab.cli.landmarks import landmarks
 from lab.cli.sweep import scale_option
 
 if TYPE_CHECKING:
-    from lab.analysis.finished_run import Trained
+    from lab.analysis.finished_run import FinishedRun
 
 name_argument = click.argument("name", metavar="RUN|SWEEP")
 examples_option = click.option(
@@ -50,12 +50,12 @@ def weights(name: str, scale: str, examples: int, store: Path, as_json: bool) ->
     and their gradients into the trunk: those that arrive at its output, and their mean over its parameters. Tasks say
     what their tokens decide; stories do not.
     """
-    from lab.analysis.finished_run import opened
+    from lab.analysis.finished_run import open_runs
     from lab.analysis.loss_weights import derivation, measure, positions
 
     proved = derivation()
     rows: list[dict[str, Any]] = []
-    runs = opened(name, scale, store)
+    runs = open_runs(name, scale, store)
     with counting("models", _models(runs, every=as_json)) as count:
         for run in runs:
             for _, of_step in groupby(measure(run, examples, every=as_json), itemgetter("step")):
@@ -91,12 +91,12 @@ def information(name: str, scale: str, examples: int, positions: int, store: Pat
     by kind of token; how far heads are from the marginals of what head 1 says step by step; and accuracy given the true
     tokens against that of running free.
     """
-    from lab.analysis.finished_run import opened
+    from lab.analysis.finished_run import open_runs
     from lab.analysis.information import gaps, identities, losses, mismatch
 
     proved = identities()
     tables: dict[str, list[dict[str, Any]]] = {"losses": [], "gaps": [], "mismatch": []}
-    runs = opened(name, scale, store)
+    runs = open_runs(name, scale, store)
     several = [run for run in runs if run.experiment.objective.n > 1]  # with one head there are no losses to compare
     with counting("models, gaps and mismatches", _models(several, every=as_json) + len(runs)) as count:
         for run in runs:
@@ -161,13 +161,13 @@ def generation(
     tokens. Errors of single runs are standard errors over questions; of a sweep's arms follow means over seeds with
     95 % intervals over seeds.
     """
-    from lab.analysis.finished_run import opened
+    from lab.analysis.finished_run import open_runs
     from lab.analysis.generation import answering, passing
     from lab.report.answers import over_seeds
 
     ks = [k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if k <= samples]
     tables: dict[str, list[dict[str, Any]]] = {"passing": [], "answering": []}
-    runs = opened(name, scale, store)
+    runs = open_runs(name, scale, store)
     rounds = len(runs) * (2 + len({*temperatures}))
     with counting("temperatures, their oracle, and choices", rounds) as count:
         for run in runs:
@@ -205,18 +205,18 @@ def generation(
         _table("over seeds: giving, choosing, confidence", summary["answering"], ("arm", "slice", "measure", *spread))
 
 
-def _models(runs: "list[Trained]", every: bool) -> int:
+def _models(runs: "list[FinishedRun]", every: bool) -> int:
     """How many models are looked at: of every step that a run has kept, or of the last alone."""
     return sum(len(run.steps) if every else 1 for run in runs)
 
 
-def _of(run: "Trained", tables: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+def _of(run: "FinishedRun", tables: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
     """The rows of one run."""
     identity = run.experiment.identity
     return {table: [row for row in rows if row["identity"] == identity] for table, rows in tables.items()}
 
 
-def _about(analysis: str, name: str, scale: str, runs: "list[Trained]", examples: int) -> dict[str, Any]:
+def _about(analysis: str, name: str, scale: str, runs: "list[FinishedRun]", examples: int) -> dict[str, Any]:
     """What a document says of where it comes from."""
     from lab.experiments import provenance
 

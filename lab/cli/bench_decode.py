@@ -10,7 +10,7 @@ from lab.cli.console import as_json, counting, print_json, print_table, say, sto
 from lab.cli.sweep import scale_option
 
 if TYPE_CHECKING:
-    from lab.analysis.finished_run import Trained
+    from lab.analysis.finished_run import FinishedRun
 
 
 @click.command()
@@ -50,7 +50,7 @@ def decode(
     """
     import torch
 
-    from lab.analysis.finished_run import opened
+    from lab.analysis.finished_run import open_runs
     from lab.bench.decoding_speed import BOUND, beside_transformers, measure
     from lab.errors import BadInput
     from lab.experiments import provenance
@@ -59,7 +59,7 @@ def decode(
         raise BadInput("--device: cuda is not allowed: this machine has no GPU that torch can use")
     place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(threads)
-    found = [run for name in names for run in opened(name, scale, store)]
+    found = [run for name in names for run in open_runs(name, scale, store)]
     runs = list({run.experiment.identity: run for run in found}.values())
     shapes = dict.fromkeys((run.experiment.model.shape, len(run.task.vocabulary)) for run in runs)
     rows, beside, sizes = [], [], tuple(dict.fromkeys(batches))
@@ -89,7 +89,7 @@ def decode(
         click.echo(f"bound, batch 1, all heads: {bound['of_layers']:.2f} ≥ {BOUND} of what layers allow: {words}")
 
 
-def _label(run: "Trained") -> str:
+def _label(run: "FinishedRun") -> str:
     """What tells a run from others, but for its seed: its values on the axes of its sweep, else its identity."""
     from lab.report.page import named
 

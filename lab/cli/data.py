@@ -65,7 +65,7 @@ def show(
     if not as_json:
         few = task.vocabulary if len(task.vocabulary) <= _FEW else (*task.vocabulary[:_FEW], "…")
         click.echo(f"{len(task.vocabulary)} tokens: {' '.join(few)}")
-        click.echo(f"{split}: {size or 'unlimited'} examples of at most {task.longest(split)} tokens")
+        click.echo(f"{split}: {size or 'unlimited'} examples of at most {task.max_length(split)} tokens")
     for index, examples, row in found:
         record = task.record(examples, row)
         if as_json:

@@ -73,13 +73,13 @@ def decode(
 
     Greedy decoding gives the same tokens with any k; sampling gives the same distribution.
     """
-    from lab.analysis.finished_run import Trained
+    from lab.analysis.finished_run import FinishedRun
     from lab.analysis.speculation import beyond, given_prompt, paper, prompts_of, speculation, ways
     from lab.decoding import decode as decoding
     from lab.errors import BadInput
     from lab.experiments.store import find_run
 
-    opened = Trained(find_run(run, store, "RUN"))
+    opened = FinishedRun(find_run(run, store, "RUN"))
     objective = opened.experiment.objective
     sampling = _sampling(temperature, top_p)
     model = opened.model(opened.steps[-1])

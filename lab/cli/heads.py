@@ -39,10 +39,10 @@ def heads(name: str, scale: str, examples: int, store: Path, as_json: bool) -> N
     that kept weights on their way (execution.snapshots) are shown at every step.
     """
     from lab.analysis.attention import analyse, turns
-    from lab.analysis.finished_run import opened
+    from lab.analysis.finished_run import open_runs
     from lab.experiments import provenance
 
-    runs = opened(name, scale, store)
+    runs = open_runs(name, scale, store)
     say(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {sum(len(run.steps) for run in runs)} models")
     with counting("models and heads left out", turns(runs)) as listen:
         told = analyse(runs, examples, listen)

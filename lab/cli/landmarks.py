@@ -26,11 +26,11 @@ def landmarks(name: str, scale: str, examples: int, store: Path, as_json: bool) 
     is the accuracy of the deciding token where the layer cannot look there. With --json there is a row for every
     attention head and for every step of which weights were kept (execution.snapshots), and the accuracy without each.
     """
-    from lab.analysis.finished_run import opened
+    from lab.analysis.finished_run import open_runs
     from lab.analysis.landmarks import analyse, turns
     from lab.experiments import provenance
 
-    runs = opened(name, scale, store)
+    runs = open_runs(name, scale, store)
     say(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {turns(runs)} models")
     with counting("models", turns(runs)) as listen:
         told = analyse(runs, examples, listen)

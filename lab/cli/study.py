@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lab.experiments.search import Search
     from lab.experiments.study import Study
     from lab.experiments.trials import News
-    from lab.tasks.base import Row
+    from lab.tasks.base import ScoreRow
 
 study_argument = click.argument("path", metavar="STUDY")
 scale_option = click.option("--scale", default="cpu", show_default=True, help="Size of the study: cpu, gpu …")
@@ -127,7 +127,7 @@ def show(path: str, scale: str, store: Path, storage: str | None, as_json: bool)
     loaded = load_study(path, scale)
     rows, search = trials(loaded, store, storage)
     arms = list(_arms(loaded, rows, search, store))
-    measure = loaded.experiments(loaded.arms[0], loaded.corners()[0])[0].task.build().choice
+    measure = loaded.experiments(loaded.arms[0], loaded.corners()[0])[0].task.build().metric
     if as_json:
         print_json({"study": path, "scale": scale, "measure": measure, "arms": arms, "trials": rows})
         return
@@ -222,7 +222,7 @@ def _watched(study: str, total: int, done: int, carried_out: "Generator[News]") 
     return lost
 
 
-def _arms(study: "Study", rows: "list[Row]", search: "Search | None", store: Path) -> Any:
+def _arms(study: "Study", rows: "list[ScoreRow]", search: "Search | None", store: Path) -> Any:
     """What `show` says of each arm."""
     from lab.experiments.search import STATES
     from lab.report.studies import best

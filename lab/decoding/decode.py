@@ -46,7 +46,7 @@ COLDEST = 1e-3
 MOST_NODES = 1024
 """Of a draft tree."""
 _LATENTS = "head 1"
-"""Owner, in the cache, of head 1's latents, where further heads read them again."""
+"""Owner, in the cache, of head 1's hidden states, where further heads read them again."""
 
 
 class Sampling(NamedTuple):
@@ -344,10 +344,10 @@ class _Decoding:
         """Read all prompts, take each row's first token, and make drafts."""
         columns_BS = self.columns[: self.width].expand(len(self.rows), -1)
         context = self.decoder.continuation(self.cache, columns_BS, columns_BS[:1], None)
-        latents = self._latents(self.text[:, : self.width], context)
+        hidden_states = self._latents(self.text[:, : self.width], context)
         last_B = self.settled_B
-        at_kBD = torch.stack([_at(latent_BSD, last_B) for latent_BSD in latents])
-        logits_BV = self.objective.read(self.decoder, 1, at_kBD[0])
+        at_kBD = torch.stack([_at(latent_BSD, last_B) for latent_BSD in hidden_states])
+        logits_BV = self.objective.logits_of(self.decoder, 1, at_kBD[0])
         if self.sampling is None:
             own_B = logits_BV.argmax(dim=-1)
         else:
@@ -364,8 +364,8 @@ class _Decoding:
         seen_BSC = behind_BC[:, None].repeat(1, nodes, 1)
         seen_BSC.scatter_(2, columns_BS[:, None].expand(-1, nodes, -1), self.tree.sees.expand(len(self.rows), -1, -1))
         context = self.decoder.continuation(self.cache, columns_BS, positions_BS, seen_BSC)
-        latents = self._latents(self.nodes_BS, context)
-        node_B, own_B = self._verified(self.objective.read(self.decoder, 1, latents[0]))
+        hidden_states = self._latents(self.nodes_BS, context)
+        node_B, own_B = self._verified(self.objective.logits_of(self.decoder, 1, hidden_states[0]))
         path_Bk = self.tree.paths[node_B]
         accepted_B = self.tree.depths[node_B]
         emitted_Bk = torch.cat((self.nodes_BS.gather(1, path_Bk[:, 1:]), own_B[:, None]), dim=1)
@@ -373,7 +373,7 @@ class _Decoding:
         if self.tree.branches:
             columns_Bk = self.settled_B[:, None] + self.columns[: self.heads]
             self.cache.move(self.settled_B[:, None] + path_Bk, columns_Bk)
-        at_kBD = torch.stack(latents)[1:, torch.arange(len(node_B), device=node_B.device), node_B]
+        at_kBD = torch.stack(hidden_states)[1:, torch.arange(len(node_B), device=node_B.device), node_B]
         at_kBD = self._settle(emitted_Bk, accepted_B, at_kBD)
         # Beside the new positions: head i has read drafts, in place of true tokens, at the last i-2 of the old ones.
         self._propose(at_kBD, np.maximum(0, self.before - (self.heads - 2)), 2 * self.heads - 2)
@@ -388,13 +388,13 @@ class _Decoding:
         )
 
     def _latents(self, tokens_BS: Tensor, context: Context) -> list[Tensor]:
-        """The latents [B, S, D] of all heads that draft; of head 1 alone where the others read tokens ahead."""
+        """The hidden states [B, S, D] of all heads that draft; of head 1 alone where the others read tokens ahead."""
         trunk_BSD = self.decoder(tokens_BS, context)
-        heads = 1 if self.objective.reads_ahead else self.heads
-        latents = list(self.objective.latents(self.decoder, trunk_BSD, context, heads))
-        if self.objective.reads_ahead and self.heads > 1 and context.slots is not None:
-            self.cache.write(_LATENTS, context.slots.places, latents[0])
-        return latents
+        heads = 1 if self.objective.teacher_forced else self.heads
+        hidden_states = list(self.objective.hidden_states(self.decoder, trunk_BSD, context, heads))
+        if self.objective.teacher_forced and self.heads > 1 and context.slots is not None:
+            self.cache.write(_LATENTS, context.slots.places, hidden_states[0])
+        return hidden_states
 
     def _verified(self, logits_BSV: Tensor) -> tuple[Tensor, Tensor]:
         """The last accepted node of each row, and head 1's own token after it."""
@@ -469,7 +469,7 @@ class _Decoding:
         """Make drafts for all rows.
 
         Args:
-            at_kBD: [k-1, B, D] the further heads' latents at the last settled position, unless they read tokens ahead.
+            at_kBD: [k-1, B, D] the further heads' hidden states at the last settled position, unless they are teacher-forced.
             start: [B] where heads that read ahead begin to read again,
             width: and how many positions.
         """
@@ -479,19 +479,19 @@ class _Decoding:
         self.q = []
         if not self.drafts:
             logits: Iterator[Tensor] = iter(())
-        elif self.objective.reads_ahead:
+        elif self.objective.teacher_forced:
             logits = self._logits_ahead(start, width)
         elif self.objective.unembeddings():
-            logits = (self.objective.read(self.decoder, head, at_BD) for head, at_BD in enumerate(at_kBD, start=2))
+            logits = (self.objective.logits_of(self.decoder, head, at_BD) for head, at_BD in enumerate(at_kBD, start=2))
         else:  # all heads share what reads them: one product
-            logits = iter(self.objective.read(self.decoder, 2, at_kBD))
+            logits = iter(self.objective.logits_of(self.decoder, 2, at_kBD))
         for depth, (count, logits_BV) in enumerate(zip(self.drafts, logits, strict=False), start=1):
             if self.sampling is None:
                 candidates.append(logits_BV.topk(count, dim=-1).indices)
             else:
                 self.q.append(distribution(logits_BV, self.sampling))
                 candidates.append(_drawn(self.q[-1], self.generator)[:, None])
-            if self.objective.reads_ahead:
+            if self.objective.teacher_forced:
                 self.text[self.rows_B, self.settled_B + depth] = candidates[-1][:, 0]
         drafts = [torch.cat(candidates, dim=1)[:, self.tree.candidates]] if candidates else []
         self.nodes_BS = torch.cat((self.newest_B[:, None], *drafts), dim=1)
@@ -505,7 +505,7 @@ class _Decoding:
         [latents_BSD] = self.cache.read(_LATENTS, self.cache.places(columns_BS))
         places = self.rows_B[:, None], start_B[:, None] + self.columns[: width + self.heads - 1]
         tokens = self.text[places]
-        further = self.objective.further(self.decoder, latents_BSD, context, self.heads, tokens)
+        further = self.objective.next_hidden_states(self.decoder, latents_BSD, context, self.heads, tokens)
         for head, latent_BSD in enumerate(further, start=2):
-            yield self.objective.read(self.decoder, head, _at(latent_BSD, self.settled_B - 1 - start_B))
+            yield self.objective.logits_of(self.decoder, head, _at(latent_BSD, self.settled_B - 1 - start_B))
             tokens.copy_(self.text[places])

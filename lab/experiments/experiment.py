@@ -103,7 +103,7 @@ class Experiment(Learner):
         if isinstance(self.objective, ManyHeads) and self.objective.where is not None:
             check_where(self.task, self.objective.where)
         task = self.task.build()
-        longest = task.longest("train")
+        longest = task.max_length("train")
         if longest > self.train.context:
             raise ValueError(
                 f"train.context: {self.train.context} is not allowed: the longest training example has {longest} tokens"

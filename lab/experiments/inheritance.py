@@ -49,7 +49,7 @@ def read_weights(run: RunDirectory, path: Path, field: str) -> dict[str, torch.T
         raise BadInput(f"{field}: {path} cannot be read ({error}); remove {run.path} to run it again") from None
 
 
-def inherit(model: LanguageModel, weights: dict[str, torch.Tensor]) -> dict[str, dict[str, int]]:
+def load_matching(model: LanguageModel, weights: dict[str, torch.Tensor]) -> dict[str, dict[str, int]]:
     """Give a model the weights that another ended with, all that it has, too, by name and shape.
 
     Heads beyond the other model's keep the initial weights that their seed gives them; its heads beyond the model's are
@@ -78,7 +78,7 @@ def inherit(model: LanguageModel, weights: dict[str, torch.Tensor]) -> dict[str,
     return counts
 
 
-def met(experiment: Experiment, store: Path, asked: NDArray[np.uint64]) -> NDArray[np.bool_]:
+def seen_in_training(experiment: Experiment, store: Path, asked: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Which of the questions `asked` [Q] a finished run was trained on, or the runs that it began from: bool [Q].
 
     A run does not leave this behind, for it knows its own questions alone. But its examples are a function of its
@@ -89,7 +89,7 @@ def met(experiment: Experiment, store: Path, asked: NDArray[np.uint64]) -> NDArr
     number, seen = experiment.train.steps * examples_per_step(task, experiment.train), np.zeros(len(asked), np.bool_)
     for first in range(0, number, EXAMPLES):
         examples = task.examples("train", np.arange(first, min(first + EXAMPLES, number)), experiment.seed)
-        seen |= np.isin(asked, examples.keys) & (asked > 0)  # 0 is no question
+        seen |= np.isin(asked, examples.fingerprints) & (asked > 0)  # 0 is no question
     if experiment.init_from:
-        seen |= met(find_run(experiment.init_from, store).experiment, store, asked)
+        seen |= seen_in_training(find_run(experiment.init_from, store).experiment, store, asked)
     return seen

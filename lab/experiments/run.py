@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from lab.errors import BadInput, Failure, one_line
 from lab.experiments import provenance
 from lab.experiments.experiment import Experiment
-from lab.experiments.inheritance import final_weights, inherit, met
+from lab.experiments.inheritance import final_weights, load_matching, seen_in_training
 from lab.experiments.store import Result, RunDirectory, find_run, read_json_lines, write_json
-from lab.files import whole
+from lab.files import atomic_write
 from lab.learning.callbacks import Checkpoint, CheckpointFiles, JsonLines, Record, Snapshots, Validate
 from lab.learning.data import StepsDataModule, by_set, questions
 from lab.learning.evaluation import evaluate
@@ -28,7 +28,7 @@ from lab.models.decoder import recompute
 from lab.objectives import LanguageModel, build_model
 from lab.objectives.backward import Order, backward_order
 from lab.objectives.flops import non_embedding_parameters, training_flops_per_token
-from lab.tasks.base import Examples, Row, Split, Task
+from lab.tasks.base import Examples, ScoreRow, Split, Task
 
 # Lightning announces devices and tips, and warns of what we mean: few data workers, a stream without an end that
 # is resumed where it was (see lab.learning.data).
@@ -43,7 +43,7 @@ def execute(
     listen: Callable[[Progress], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
     resumed: Callable[[int], None] = lambda _: None,
-    judge: Callable[[list[Row]], bool] = lambda _: False,
+    judge: Callable[[list[ScoreRow]], bool] = lambda _: False,
 ) -> Result | None:
     """Carry out a run, or go on with it, or find it done.
 
@@ -91,7 +91,7 @@ def execute(
 
         # Training, from the last checkpoint if there is one (it is loaded in `fit`, over any other weights).
         source = find_run(experiment.init_from, store) if experiment.init_from else None
-        inherited = inherit(model, final_weights(source)) if source else None
+        inherited = load_matching(model, final_weights(source)) if source else None
         order = chosen_order(experiment, model)
         if experiment.execution.recompute:
             recompute(model)
@@ -106,7 +106,7 @@ def execute(
         if saved:
             resumed(step)
         elif source:
-            module.seen |= torch.from_numpy(met(source.experiment, store, asked))
+            module.seen |= torch.from_numpy(seen_in_training(source.experiment, store, asked))
         callbacks: list[L.Callback] = [record, validate, checkpoint]
         if experiment.execution.snapshots:
 
@@ -211,13 +211,13 @@ def score(
     sets: dict[str, Examples],
     checkpoints: dict[str, dict[str, Any]],
     directory: RunDirectory,
-) -> list[Row]:
+) -> list[ScoreRow]:
     """The score table of each set at each checkpoint (its `step`, `weights` and questions `seen`); saves the weights.
 
     Checkpoints of the same step are evaluated once.
     """
-    rows: list[Row] = []
-    tables: dict[int, list[Row]] = {}
+    rows: list[ScoreRow] = []
+    tables: dict[int, list[ScoreRow]] = {}
     for name, checkpoint in checkpoints.items():
         step = checkpoint["step"]
         save_weights(directory.weights / f"{name}.safetensors", checkpoint["weights"])
@@ -251,7 +251,7 @@ def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     path.parent.mkdir(exist_ok=True)
     for left in path.parent.glob(".tmp*"):  # safetensors' own, of a process that was killed while it wrote
         left.unlink()
-    with whole(path) as fresh:
+    with atomic_write(path) as fresh:
         save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, fresh)
 
 

@@ -30,7 +30,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lab.errors import BadInput, Failure
 from lab.experiments.study import Arm, Point, Study
-from lab.tasks.base import Row
+from lab.tasks.base import ScoreRow
 
 STATES = ("complete", "pruned", "failed", "running", "waiting")
 """Of a trial."""
@@ -137,7 +137,7 @@ class Search:
         states = [row["state"] for row in self.rows()]
         return {state: states.count(state) for state in STATES}
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ScoreRow]:
         """A row in JSON types for each trial: what was tried, and what came of it."""
         return [
             _row(arm, index, standing.get(index))
@@ -159,7 +159,7 @@ class Search:
         return found
 
 
-def _row(arm: Arm, index: int, trial: FrozenTrial | None) -> Row:
+def _row(arm: Arm, index: int, trial: FrozenTrial | None) -> ScoreRow:
     trial = trial or create_trial(state=TrialState.WAITING)
     state = "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
     about, last = trial.user_attrs, trial.last_step

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from lab.config import did_you_mean
 from lab.errors import BadInput, Failure, MachineFault, blamed
 from lab.experiments.experiment import Experiment, dump_yaml, load_experiment
-from lab.files import located, locked, whole
+from lab.files import atomic_write, located, locked
 from lab.home import home
 
 Result = dict[str, Any]
@@ -171,7 +171,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    with whole(path) as fresh:
+    with atomic_write(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
 
 
@@ -316,7 +316,7 @@ def keep_results(
                 told.differing.append(identity)
         for each in changed:
             lines = [line if line.endswith(b"\n") else line + b"\n" for _, line in held[each]]
-            with whole(each) as fresh:
+            with atomic_write(each) as fresh:
                 fresh.write_bytes(b"".join(lines))
     return told
 

@@ -26,7 +26,7 @@ from lab.experiments.store import Busy, Result, kept_results
 from lab.experiments.study import Arm, Study
 from lab.experiments.workers import on_the_cpu, undisturbed
 from lab.learning.progress import STOPPING, Progress
-from lab.tasks.base import Row
+from lab.tasks.base import ScoreRow
 
 log = logging.getLogger(__name__)
 
@@ -240,7 +240,7 @@ class _Worker:
         trial.set_user_attr("provenance", {part: results[0][part] for part in about})
         return fmean(scores)
 
-    def run(self, experiment: Experiment, name: str, judge: Callable[[list[Row]], bool]) -> Result | None:
+    def run(self, experiment: Experiment, name: str, judge: Callable[[list[ScoreRow]], bool]) -> Result | None:
         """A run's result; None when it was stopped."""
         from lab.experiments.run import execute  # takes seconds to import, and there may be nothing to run
 
@@ -265,11 +265,11 @@ class _Judge:
         self.trial = trial
         self.prunes = prunes
         self.steps = experiment.train.steps
-        self.measure = f"validation/{experiment.task.build().choice}"
+        self.measure = f"validation/{experiment.task.build().metric}"
         self.told = 0
         self.verdict: Exception | None = None
 
-    def __call__(self, curve: list[Row]) -> bool:
+    def __call__(self, curve: list[ScoreRow]) -> bool:
         news = [row for row in curve[self.told :] if self.prunes and row["step"] < self.steps]
         self.told = len(curve)
         try:
@@ -287,9 +287,9 @@ def validation_score(experiment: Experiment, result: Result) -> tuple[float, int
     task = experiment.task.build()
     final = [row for row in result["scores"] if (row["split"], row["checkpoint"]) == ("validation", "final")]
 
-    def share(one: Row) -> float:
+    def share(one: ScoreRow) -> float:
         """How much a row counts in the score, which is linear in its rows."""
-        return task.summary([{**row, task.choice: float(row is one)} for row in final])[task.choice]
+        return task.summary([{**row, task.metric: float(row is one)} for row in final])[task.metric]
 
     spread = sum(share(row) ** 2 / row["count"] for row in final if row["count"])
-    return task.summary(final)[task.choice], round(1 / spread)
+    return task.summary(final)[task.metric], round(1 / spread)

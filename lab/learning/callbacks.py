@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from lab.errors import Failure
-from lab.files import whole
+from lab.files import atomic_write
 from lab.learning.data import by_set, select
 from lab.learning.evaluation import evaluate, head_losses
 from lab.learning.module import LearningModule, rate
 from lab.learning.progress import Progress
 from lab.learning.settings import Evaluation
 from lab.learning.trainer import L, Logger, TorchCheckpointIO
-from lab.tasks.base import Examples, Row, Task
+from lab.tasks.base import Examples, ScoreRow, Task
 
 
 class JsonLines(Logger):
@@ -43,7 +43,7 @@ class JsonLines(Logger):
                     kept.append(line + "\n")
             except (ValueError, TypeError, KeyError):
                 break
-        with whole(self.path) as fresh:
+        with atomic_write(self.path) as fresh:
             fresh.write_text("".join(kept), encoding="utf-8")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -126,7 +126,7 @@ class Validate(L.Callback):
         if evaluation.epoch_oracle:
             self.rows["test"] = np.arange(len(sets["test"].lengths))
         self.examples = {split: select(sets[split], rows) for split, rows in self.rows.items()}
-        self.curve: list[Row] = []
+        self.curve: list[ScoreRow] = []
         """A row for each evaluation: `step`, `tokens`, and what was measured, as it is logged."""
         self.best: dict[str, dict[str, Any]] = {
             name: {"step": 0, "score": -math.inf, "weights": {}, "seen": None}
@@ -146,7 +146,7 @@ class Validate(L.Callback):
         if not _step_is_over(trainer, *batch) or (step % self.every and step != trainer.max_steps):
             return
         module.eval()
-        row: Row = {"tokens": int(module.tokens)}
+        row: ScoreRow = {"tokens": int(module.tokens)}
         losses = head_losses(module.model, self.examples["validation"])
         row |= {f"validation/loss_{i}": loss for i, loss in enumerate(losses, start=1)}
         seen = by_set(module.seen, self.sets)
@@ -155,7 +155,7 @@ class Validate(L.Callback):
             table = evaluate(module.model, self.task, self.examples[split], seen[split][self.rows[split]])
             summary = self.task.summary(table)
             row |= {f"{split}/{measure}": value for measure, value in summary.items()}
-            score = summary[self.task.choice]
+            score = summary[self.task.metric]
             if score >= best["score"]:  # of equals the later, which has trained longer
                 weights = copy.deepcopy(module.model.state_dict())
                 best |= {"step": step, "score": score, "weights": weights, "seen": module.seen.clone()}
@@ -205,5 +205,5 @@ class Checkpoint(L.Callback):
         if stopping:
             trainer.should_stop = True
         if stopping or trainer.global_step % self.every == 0:
-            with whole(self.path) as fresh:
+            with atomic_write(self.path) as fresh:
                 trainer.save_checkpoint(fresh)

@@ -26,17 +26,17 @@ CHUNK = 2048
 """Examples generated at once: enough for NumPy's cost a call to vanish."""
 
 
-class Step(NamedTuple):
+class StepData(NamedTuple):
     """What one optimiser step reads."""
 
     batch: Batch
     """Its rows; where the step is read in parts, a part of them."""
-    asked: Tensor
+    occurring: Tensor
     """[A] int64: which of the evaluation questions are among those of the whole step's examples; none but in the first
     part."""
     tokens: int
     """The tokens of the whole step, padding not counted; 0 but in the first part."""
-    numbers: Tensor | None = None
+    loss_denominators: Tensor | None = None
     """[n] what the sum of each head's cross-entropies in a part is divided by, for the mean of the parts' losses to be
     the step's; None where the step is whole."""
 
@@ -79,14 +79,14 @@ def packed_batch(examples: Examples, context: int, n: int) -> Batch:
     tokens, owner, trained = np.zeros(shape, np.int64), np.full(shape, -1, np.int64), np.zeros(shape, np.bool_)
     tokens[where] = examples.tokens[inside]
     owner[where] = documents
-    trained[where] = examples.trained[inside]
+    trained[where] = examples.loss_mask[inside]
     spans, further, inputs = None, None, None
-    if examples.spans is not None:
+    if examples.horizons is not None:
         spans = np.ones(shape, np.int64)
-        spans[where] = examples.spans[inside]
-    if examples.further is not None:
+        spans[where] = examples.horizons[inside]
+    if examples.further_loss_mask is not None:
         further = np.zeros(shape, np.bool_)
-        further[where] = examples.further[inside]
+        further[where] = examples.further_loss_mask[inside]
     if examples.inputs is not None:
         inputs = np.zeros(shape, np.int64)
         inputs[where] = examples.inputs[inside]
@@ -106,7 +106,7 @@ def examples_per_step(task: Task, train: Train) -> int:
     return max(1, round(train.batch_tokens / mean))
 
 
-class Steps(IterableDataset[Step]):
+class Steps(IterableDataset[StepData]):
     """The endless training stream from step `first` on, watched for `questions` [Q].
 
     Further heads have the tokens as targets that `where` names (`lab.tasks.targets`).
@@ -119,15 +119,15 @@ class Steps(IterableDataset[Step]):
         n: int,
         seed: int,
         first: int,
-        questions: NDArray[np.uint64],
+        evaluation_fingerprints: NDArray[np.uint64],
         where: Sequence[int | str] | None = None,
     ) -> None:
         self.task, self.train, self.n, self.seed, self.first, self.where = task, train, n, seed, first, where
         self.per_step = examples_per_step(task, train)
-        self.order = np.argsort(questions, kind="stable")
-        self.questions = questions[self.order]
+        self.order = np.argsort(evaluation_fingerprints, kind="stable")
+        self.questions = evaluation_fingerprints[self.order]
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[StepData]:
         worker = get_worker_info()
         step, stride = (self.first + worker.id, worker.num_workers) if worker else (self.first, 1)
         ahead = max(1, CHUNK // self.per_step)
@@ -137,9 +137,9 @@ class Steps(IterableDataset[Step]):
             examples = limit_targets(self.task, examples, self.where)
             for k in range(ahead):
                 part = slice(k * self.per_step, (k + 1) * self.per_step)
-                yield Step(
+                yield StepData(
                     packed_batch(select(examples, part), self.train.context, self.n),
-                    torch.from_numpy(self._asked(examples.keys[part])),
+                    torch.from_numpy(self._asked(examples.fingerprints[part])),
                     int(examples.lengths[part].sum()),
                 )
             step += stride * ahead
@@ -165,30 +165,30 @@ def select(examples: Examples, rows: slice | NDArray[np.int64]) -> Examples:
     return Examples(
         tokens=examples.tokens[rows, :width],
         lengths=lengths,
-        trained=examples.trained[rows, :width],
-        scored=examples.scored[rows, :width],
+        loss_mask=examples.loss_mask[rows, :width],
+        score_mask=examples.score_mask[rows, :width],
         slices={name: values[rows] for name, values in examples.slices.items()},
-        keys=examples.keys[rows],
-        marks={name: values[rows, :width] for name, values in examples.marks.items()},
-        spans=None if examples.spans is None else examples.spans[rows, :width],
-        further=None if examples.further is None else examples.further[rows, :width],
+        fingerprints=examples.fingerprints[rows],
+        token_features={name: values[rows, :width] for name, values in examples.token_features.items()},
+        horizons=None if examples.horizons is None else examples.horizons[rows, :width],
+        further_loss_mask=None if examples.further_loss_mask is None else examples.further_loss_mask[rows, :width],
         inputs=None if examples.inputs is None else examples.inputs[rows, :width],
     )
 
 
 def questions(sets: dict[str, Examples]) -> NDArray[np.uint64]:
     """The keys of evaluation sets, [Q], set by set: what training is watched for."""
-    return np.concatenate([examples.keys.ravel() for examples in sets.values()])
+    return np.concatenate([examples.fingerprints.ravel() for examples in sets.values()])
 
 
 def by_set(seen: Tensor, sets: dict[str, Examples]) -> dict[str, NDArray[np.bool_]]:
     """Which of `questions` were seen, `seen` [Q], in the shape of each set's keys: [N, K]."""
-    ends = np.cumsum([examples.keys.size for examples in sets.values()])[:-1]
-    parts = np.split(seen.cpu().numpy(), ends)
-    return {name: part.reshape(sets[name].keys.shape) for name, part in zip(sets, parts, strict=True)}
+    ends = np.cumsum([examples.fingerprints.size for examples in sets.values()])[:-1]
+    micro_batches = np.split(seen.cpu().numpy(), ends)
+    return {name: part.reshape(sets[name].fingerprints.shape) for name, part in zip(sets, micro_batches, strict=True)}
 
 
-def parts(step: Step, n: int, shares: int, taken: range) -> Iterator[Step]:
+def parts(step: StepData, n: int, shares: int, taken: range) -> Iterator[StepData]:
     """Some of a step's `shares` shares of rows, `taken` of them, one at a time; without rows enough, of padding."""
     positions = step.batch.tokens.shape[1] - n
     found = [(targets(step.batch, head, positions) != -100).sum() for head in range(1, n + 1)]
@@ -198,8 +198,8 @@ def parts(step: Step, n: int, shares: int, taken: range) -> Iterator[Step]:
         batch = step.batch.rows(slice(share, None, shares))
         if not len(batch.tokens):
             batch = step.batch.rows(slice(1))
-            batch = batch._replace(documents=torch.full_like(batch.documents, -1))
-        yield Step(batch, step.asked if first else step.asked[:0], step.tokens if first else 0, numbers)
+            batch = batch._replace(document_ids=torch.full_like(batch.document_ids, -1))
+        yield StepData(batch, step.occurring if first else step.occurring[:0], step.tokens if first else 0, numbers)
 
 
 class StepsDataModule(L.LightningDataModule):
@@ -223,7 +223,7 @@ class StepsDataModule(L.LightningDataModule):
         self.task, self.train, self.n, self.seed = task, train, n, seed
         self.questions, self.workers, self.where = questions, workers, where
 
-    def train_dataloader(self) -> Iterable[Step]:
+    def train_dataloader(self) -> Iterable[StepData]:
         assert self.trainer is not None
         steps = Steps(self.task, self.train, self.n, self.seed, self.trainer.global_step, self.questions, self.where)
         whole = DataLoader(
@@ -244,9 +244,9 @@ class StepsDataModule(L.LightningDataModule):
 class _InParts:
     """The `taken` of the `shares` shares of every step."""
 
-    def __init__(self, steps: Iterable[Step], n: int, shares: int, taken: range) -> None:
+    def __init__(self, steps: Iterable[StepData], n: int, shares: int, taken: range) -> None:
         self.steps, self.n, self.shares, self.taken = steps, n, shares, taken
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[StepData]:
         for step in self.steps:
             yield from parts(step, self.n, self.shares, self.taken)

@@ -15,7 +15,7 @@ from lab.decoding.decode import decode
 from lab.learning.data import packed_batch, select
 from lab.objectives import LanguageModel
 from lab.objectives.backward import losses
-from lab.tasks.base import Examples, GeneratedAnswers, Row, Task
+from lab.tasks.base import Examples, GeneratedAnswers, ScoreRow, Task
 
 _TOKENS = 16_384  # tokens of a forward pass, padding included: large enough to be fast, small enough for any device
 _PROMPTS = 1024  # decoded at once
@@ -85,6 +85,6 @@ def answered(model: LanguageModel, task: Task, examples: Examples) -> NDArray[np
     return generate(model, task, examples) if isinstance(task, GeneratedAnswers) else predict(model, examples)
 
 
-def evaluate(model: LanguageModel, task: Task, examples: Examples, seen: NDArray[np.bool_]) -> list[Row]:
+def evaluate(model: LanguageModel, task: Task, examples: Examples, seen: NDArray[np.bool_]) -> list[ScoreRow]:
     """The task's score table of the model's greedy predictions; `seen` [N, K] as in `Task.score`."""
     return task.score(examples, answered(model, task, examples), seen)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lab.learning.data import Step
+from lab.learning.data import StepData
 from lab.learning.settings import Train
 from lab.learning.trainer import L
 from lab.objectives import LanguageModel
@@ -52,18 +52,20 @@ class LearningModule(L.LightningModule):
         # of balanced weights: discounted sums of the heads' gradient norms and, last, of ones
         self.register_buffer("norms", torch.zeros(n + 1))
 
-    def training_step(self, step: Step, index: int) -> Tensor:
+    def training_step(self, step: StepData, index: int) -> Tensor:
         """The training loss, in nats."""
         passes = self.trainer.accumulate_grad_batches
         weights = self._weights(step, first=index % passes == 0)
-        found = losses(self.model.objective, self.model.decoder, step.batch, weights, self.order, step.numbers)
+        found = losses(
+            self.model.objective, self.model.decoder, step.batch, weights, self.order, step.loss_denominators
+        )
         counts = torch.stack((found.total.detach(), torch.ones_like(found.total))) / passes
         self.meter[:-2] += torch.cat((found.nats, found.targets, weights / passes, counts))
         self.tokens += step.tokens
-        self.seen[step.asked] = True
+        self.seen[step.occurring] = True
         return found.total
 
-    def _weights(self, step: Step, first: bool) -> Tensor:
+    def _weights(self, step: StepData, first: bool) -> Tensor:
         """The heads' weights [n] at this step."""
         config = self.model.config
         weights = torch.tensor(config.head_weights(self.trainer.global_step / self.train_settings.steps))
@@ -114,7 +116,7 @@ class LearningModule(L.LightningModule):
     def _clipped(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The parameters whose gradient's norm is clipped and recorded, and those that are clipped by themselves."""
         parameters = dict(self.model.named_parameters())
-        dropped = sorted(self.model.objective.dropped()) if self.train_settings.clip_apart else []
+        dropped = sorted(self.model.objective.training_only()) if self.train_settings.clip_apart else []
         apart = [parameters.pop(f"objective.{name}") for name in dropped]
         return [*parameters.values()], apart
 

@@ -52,7 +52,7 @@ class Context:
 
     rotary: Tensor
     """complex64 [T, 1, K/2], or [B, T, 1, K/2] where rows stand at different positions."""
-    documents: Tensor | None = None
+    document_ids: Tensor | None = None
     """int64 [B, T], the document of each token within its row, documents lying one after another; attention is causal
     within them. None: every row is one document."""
     seen: Tensor | None = None
@@ -66,8 +66,8 @@ class Context:
     def mask(self) -> Tensor | None:
         """[B, 1, T, T], 0 where a query (third axis) sees a key (last axis), else -inf; None for plain causal."""
         seen = self.seen
-        if self.documents is not None:
-            seen = (self.documents[:, :, None] == self.documents[:, None, :]).tril()
+        if self.document_ids is not None:
+            seen = (self.document_ids[:, :, None] == self.document_ids[:, None, :]).tril()
         if seen is None:
             return None
         mask = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device)
@@ -84,14 +84,14 @@ class Context:
 
     def starts(self, rows: int, positions: int) -> Tensor:
         """Return the first position of each position's document, int32 [B, T]."""
-        return self._starts if self.documents is not None else torch.zeros(rows, positions, dtype=torch.int32)
+        return self._starts if self.document_ids is not None else torch.zeros(rows, positions, dtype=torch.int32)
 
     @functools.cached_property
     def _starts(self) -> Tensor:
-        assert self.documents is not None
-        places = torch.arange(self.documents.shape[1], dtype=torch.int32, device=self.documents.device)
-        begins = torch.zeros_like(self.documents, dtype=torch.bool)
-        torch.ne(self.documents[:, 1:], self.documents[:, :-1], out=begins[:, 1:])
+        assert self.document_ids is not None
+        places = torch.arange(self.document_ids.shape[1], dtype=torch.int32, device=self.document_ids.device)
+        begins = torch.zeros_like(self.document_ids, dtype=torch.bool)
+        torch.ne(self.document_ids[:, 1:], self.document_ids[:, :-1], out=begins[:, 1:])
         return (places * begins).cummax(dim=1).values.contiguous()
 
 

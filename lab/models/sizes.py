@@ -13,7 +13,7 @@ class Shape(NamedTuple):
 
     layers: int
     width: int
-    heads: int
+    attention_heads: int
 
 
 Size = Literal["1M", "3M", "10M", "30M", "100M", "300M", "1B"]

@@ -9,7 +9,7 @@ from torch import nn
 from lab.models.decoder import Decoder, Unset, initialise
 from lab.models.sizes import Model
 from lab.objectives.base import Objective
-from lab.objectives.heads import ManyHeads, Predicting
+from lab.objectives.heads import ManyHeads, PredictionConfig
 
 # isort: off
 from lab.objectives.next_token import NextToken as NextToken
@@ -26,11 +26,11 @@ from lab.objectives.reweighted import Reweighted as Reweighted
 # isort: on
 
 if TYPE_CHECKING:
-    ObjectiveConfig = Predicting
+    ObjectiveConfig = PredictionConfig
 else:
     # Whatever is imported above, told apart by `name`.
     _CLASSES = [each for each in globals().values() if isinstance(each, type) and not isabstract(each)]
-    _CONFIGS = [each for each in _CLASSES if issubclass(each, Predicting)]
+    _CONFIGS = [each for each in _CLASSES if issubclass(each, PredictionConfig)]
     ObjectiveConfig = Annotated[Union[tuple(_CONFIGS)], Field(discriminator="name")]  # noqa: UP007
 
 

@@ -1,11 +1,11 @@
 """Anticausal heads: the furthest token first, the next token last (arXiv 2404.19737, Appendix B and Table S4).
 
 - Unembedding: one, shared by all heads.
-- Final norm: one, shared by all heads, and on the way to the logits only: the next head takes the latent before it.
+- Final norm: one, shared by all heads, on the way to the logits only: the next head takes the hidden state before it.
 - Head depth: head n is one transformer layer on the trunk, head i one more than head i+1. The layers are taken from the
   trunk: N in all whatever n, so the next-token path is all N layers, as with n = 1, and `extra_layers` more where they
   are added; head n's is N - n + 1 deep.
-- Intermediate tokens: none of the true ones; head i has the latents from which the tokens beyond t+i were predicted.
+- Intermediate tokens: none of the true ones; head i has the hidden states that predict the tokens beyond t+i.
 - `trunk_gradient` scales what the losses of heads 2..n send back at the heads' outputs, before the final norm. Head 1
   stands on all the other heads, so they have no layer that is not on the next token's path: every layer and the trunk
   get that share. At 0 the layers are trained as with n = 1, and the further losses reach norm and unembedding alone.
@@ -38,15 +38,15 @@ class AnticausalHeads(Heads):
 
     chained = True
 
-    def latents(
+    def hidden_states(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
     ) -> Iterator[Tensor]:
-        latents = [trunk_BTD]
+        hidden_states = [trunk_BTD]
         for head in self.heads[::-1]:
-            latents.append(head(latents[-1], context))
-        yield latents[-1]
-        for latent_BTD in latents[::-1][1:heads]:
-            yield scale_gradient(latent_BTD, self.trunk_gradient)
+            hidden_states.append(head(hidden_states[-1], context))
+        yield hidden_states[-1]
+        for hidden_BTD in hidden_states[::-1][1:heads]:
+            yield scale_gradient(hidden_BTD, self.trunk_gradient)
 
-    def dropped(self) -> frozenset[str]:
+    def training_only(self) -> frozenset[str]:
         return frozenset()

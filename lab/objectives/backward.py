@@ -82,7 +82,7 @@ def losses(
     scales = torch.as_tensor(weights, dtype=torch.float64, device=found.device) / divisors
     trunk_BTD = decoder(heads.inputs, heads.context)
     if order == "joint":
-        sums = [heads.loss(head, latent.flatten(0, 1)) for head, latent in enumerate(heads.latents(trunk_BTD))]
+        sums = [heads.loss(head, hidden.flatten(0, 1)) for head, hidden in enumerate(heads.hidden_states(trunk_BTD))]
         total = torch.stack([weighed * scale for (weighed, _), scale in zip(sums, scales, strict=True)]).sum()
         nats = torch.stack([plain for _, plain in sums])
     else:
@@ -98,25 +98,25 @@ def gradient_norms(objective: Objective, decoder: Decoder, batch: Batch) -> Tens
         trunk_BTD = decoder(heads.inputs, heads.context)
     trunk_BTD.requires_grad_()
     norms = []
-    for head, latent_BTD in enumerate(heads.latents(trunk_BTD)):
+    for head, hidden_BTD in enumerate(heads.hidden_states(trunk_BTD)):
         scale = 1 / (heads.targets[head] != -100).sum().clamp(min=1)
-        readout = heads.differentiate(head, latent_BTD, scale, heads.inputs.numel(), ())
+        readout = heads.differentiate(head, hidden_BTD, scale, heads.inputs.numel(), ())
         gradient = None
-        if latent_BTD.requires_grad:
+        if hidden_BTD.requires_grad:
             [gradient] = torch.autograd.grad(
-                latent_BTD, trunk_BTD, readout.latent, retain_graph=objective.chained, allow_unused=True
+                hidden_BTD, trunk_BTD, readout.hidden, retain_graph=objective.heads_share_layers, allow_unused=True
             )
         norms.append(torch.zeros_like(scale) if gradient is None else gradient.norm())
     return torch.stack(norms)
 
 
 class _Readout(NamedTuple):
-    """What differentiating a head's loss gives, on the way from its latents on."""
+    """What differentiating a head's loss gives, on the way from its hidden states on."""
 
     loss: Tensor
     nats: Tensor
-    latent: Tensor
-    """[B, T, D] the gradient at the latents."""
+    hidden: Tensor
+    """[B, T, D] the gradient at the hidden states."""
     parameters: list[Tensor | None]
     """The gradients of parameters, None of those that have none."""
 
@@ -126,11 +126,11 @@ class _Heads:
 
     def __init__(self, objective: Objective, decoder: Decoder, batch: Batch) -> None:
         positions = batch.tokens.shape[1] - objective.n
-        self.objective, self.decoder, self.tokens = objective, decoder, batch.read[:, :-1]
-        self.inputs = batch.read[:, :positions]
-        self.context = decoder.context(self.inputs, batch.documents[:, :positions])
+        self.objective, self.decoder, self.tokens = objective, decoder, batch.input_tokens[:, :-1]
+        self.inputs = batch.input_tokens[:, :positions]
+        self.context = decoder.context(self.inputs, batch.document_ids[:, :positions])
         self.targets = [targets(batch, head + 1, positions).flatten() for head in range(objective.n)]
-        importance = objective.importance(batch)
+        importance = objective.token_weights(batch)
         self.importance = None if importance is None else importance.flatten()
 
     @functools.cached_property
@@ -139,22 +139,22 @@ class _Heads:
         above = (each for name, each in self.decoder.named_parameters() if not name.startswith("trunk."))
         return [*above, *self.objective.parameters()]
 
-    def latents(self, trunk_BTD: Tensor) -> Iterator[Tensor]:
-        """Each head's latents [B, T, D]."""
-        return self.objective.latents(self.decoder, trunk_BTD, self.context, self.objective.n, self.tokens)
+    def hidden_states(self, trunk_BTD: Tensor) -> Iterator[Tensor]:
+        """Each head's hidden states [B, T, D]."""
+        return self.objective.hidden_states(self.decoder, trunk_BTD, self.context, self.objective.n, self.tokens)
 
     def loss(self, head: int, latent_MD: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Sums of a head's cross-entropies over a part of all positions: by importance, and (detached) as they are."""
-        logits = self.objective.read(self.decoder, head + 1, latent_MD)
+        logits = self.objective.logits_of(self.decoder, head + 1, latent_MD)
         nats = cross_entropy(logits, self.targets[head][part])
         weighed = nats if self.importance is None else nats * self.importance[part]
         return weighed.sum(), nats.detach().sum()
 
     def differentiate(
-        self, head: int, latent_BTD: Tensor, scale: Tensor, chunk: int, parameters: Sequence[Tensor]
+        self, head: int, hidden_BTD: Tensor, scale: Tensor, chunk: int, parameters: Sequence[Tensor]
     ) -> _Readout:
-        """A head's loss times `scale`, and its gradients; of what lies beyond the latents, nothing yet."""
-        latent_MD = latent_BTD.detach().flatten(0, 1)
+        """A head's loss times `scale`, and its gradients; of what lies beyond the hidden states, nothing yet."""
+        latent_MD = hidden_BTD.detach().flatten(0, 1)
         loss, nats, gradient_MD = torch.zeros_like(scale), torch.zeros_like(scale), torch.empty_like(latent_MD)
         gradients: list[Tensor | None] = [None] * len(parameters)
         for start in range(0, len(latent_MD), chunk):
@@ -166,7 +166,7 @@ class _Heads:
             _add(gradients, more)
             loss += weighed.detach()
             nats += plain
-        return _Readout(loss, nats, gradient_MD.view_as(latent_BTD), gradients)
+        return _Readout(loss, nats, gradient_MD.view_as(hidden_BTD), gradients)
 
     @torch.enable_grad()
     def differentiate_all(
@@ -176,18 +176,18 @@ class _Heads:
         inputs = (trunk_BTD.detach().requires_grad_(), *parameters)
         gradients: list[Tensor | None] = [None] * len(inputs)
         loss, nats = scales.new_zeros(()), []
-        latents, through = [], []  # of the heads whose layers are still to be differentiated
-        for head, latent_BTD in enumerate(self.latents(inputs[0])):
-            readout = self.differentiate(head, latent_BTD, scales[head], chunk, parameters)
+        hidden_states, through = [], []  # of the heads whose layers are still to be differentiated
+        for head, hidden_BTD in enumerate(self.hidden_states(inputs[0])):
+            readout = self.differentiate(head, hidden_BTD, scales[head], chunk, parameters)
             loss += readout.loss
             nats.append(readout.nats)
             _add(gradients, [None, *readout.parameters])
-            if latent_BTD.requires_grad:  # else the head teaches nothing below it (anticausal, `trunk_gradient` 0)
-                latents.append(latent_BTD)
-                through.append(readout.latent)
-            if not self.objective.chained or head == self.objective.n - 1:
-                _add(gradients, torch.autograd.grad(latents, inputs, through, allow_unused=True))
-                latents, through = [], []
+            if hidden_BTD.requires_grad:  # else the head teaches nothing below it (anticausal, `trunk_gradient` 0)
+                hidden_states.append(hidden_BTD)
+                through.append(readout.hidden)
+            if not self.objective.heads_share_layers or head == self.objective.n - 1:
+                _add(gradients, torch.autograd.grad(hidden_states, inputs, through, allow_unused=True))
+                hidden_states, through = [], []
         return loss, torch.stack(nats), gradients
 
 

@@ -19,19 +19,19 @@ class Batch(NamedTuple):
 
     tokens: Tensor
     """[B, T+n] int64 token ids."""
-    documents: Tensor
+    document_ids: Tensor
     """[B, T+n] int64: which document of its row a token belongs to; -1 is padding."""
-    trained: Tensor
+    loss_mask: Tensor
     """[B, T+n] bool: tokens that the loss covers, when they are targets."""
-    spans: Tensor | None = None
+    horizons: Tensor | None = None
     """[B, T+n] int64: how many tokens each has consequences for (`lab.tasks.base.Examples`); None is 1 throughout."""
-    further: Tensor | None = None
+    further_loss_mask: Tensor | None = None
     """[B, T+n] bool: of the tokens trained on, those that are targets of heads 2 to n, too; None is all of them."""
     inputs: Tensor | None = None
     """[B, T+n] int64 token ids that are read in the places of `tokens`, which remain the targets; None is `tokens`."""
 
     @property
-    def read(self) -> Tensor:
+    def input_tokens(self) -> Tensor:
         """[B, T+n] int64 token ids that are read."""
         return self.tokens if self.inputs is None else self.inputs
 
@@ -46,11 +46,11 @@ class Batch(NamedTuple):
 
 def targets(batch: Batch, offset: int, positions: int) -> Tensor:
     """The tokens `offset` ahead [B, T], and -100 where there is no target."""
-    here = batch.documents[:, :positions]
+    here = batch.document_ids[:, :positions]
     ahead = slice(offset, offset + positions)
-    valid = (batch.documents[:, ahead] == here) & (here >= 0) & batch.trained[:, ahead]
-    if offset > 1 and batch.further is not None:
-        valid = valid & batch.further[:, ahead]
+    valid = (batch.document_ids[:, ahead] == here) & (here >= 0) & batch.loss_mask[:, ahead]
+    if offset > 1 and batch.further_loss_mask is not None:
+        valid = valid & batch.further_loss_mask[:, ahead]
     return batch.tokens[:, ahead].masked_fill(~valid, -100)
 
 
@@ -61,17 +61,17 @@ class Objective(nn.Module, ABC):
     """Tokens ahead of a position that are predicted, one head each."""
     trunk_gradient: float = 1.0
     """The share of the gradient of heads 2 to n that reaches the embedding and the layers which head 1 is computed by.
-    `latents` sees to it: with `scale_gradient`, where those heads stand on what is head 1's, too."""
+    `hidden_states` sees to it: with `scale_gradient`, where those heads stand on what is head 1's, too."""
     readout_gradient: float = 1.0
     """The share of that gradient that reaches the final norm and the unembedding which they share with head 1."""
     where: Sequence[int | str] | None = None
     """Names the tokens that heads 2 to n have as targets (`lab.tasks.targets`); None: all that are trained on. Like the
     two shares it is the config's, from which `LanguageModel` sets it."""
-    chained: ClassVar[bool]
+    heads_share_layers: ClassVar[bool]
     """Whether heads share layers, so that none can be differentiated through without the others' (else each reads the
     trunk alone, and can be done with before the next begins)."""
 
-    reads_ahead: ClassVar[bool] = False
+    teacher_forced: ClassVar[bool] = False
     """Whether heads beyond the first read the true tokens between: then they predict next tokens, too."""
 
     def logits(
@@ -79,16 +79,16 @@ class Objective(nn.Module, ABC):
     ) -> Iterator[Tensor]:
         """Logits [B, T, V] of the first `heads` heads; 1 is the next token, all that plain inference needs.
 
-        The arguments are those of `latents`.
+        The arguments are those of `hidden_states`.
         """
-        for head, latent_BTD in enumerate(self.latents(decoder, trunk_BTD, context, heads, tokens), start=1):
-            yield self.read(decoder, head, latent_BTD)
+        for head, hidden_BTD in enumerate(self.hidden_states(decoder, trunk_BTD, context, heads, tokens), start=1):
+            yield self.logits_of(decoder, head, hidden_BTD)
 
     @abstractmethod
-    def latents(
+    def hidden_states(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """The latents [B, T, D] that the first `heads` heads' tokens are read off, nearest first, each when asked for.
+        """Yield the hidden states [B, T, D] of the first `heads` heads, nearest first, each computed when asked for.
 
         Args:
             decoder: the decoder that the trunk's output comes from.
@@ -99,26 +99,26 @@ class Objective(nn.Module, ABC):
                 read true tokens ahead look at them, head i at those up to t+i-1.
         """
 
-    def further(
-        self, decoder: Decoder, latent_BTD: Tensor, context: Context, heads: int, tokens: Tensor
+    def next_hidden_states(
+        self, decoder: Decoder, hidden_BTD: Tensor, context: Context, heads: int, tokens: Tensor
     ) -> Iterator[Tensor]:
-        """Of heads that read ahead: the latents [B, T, D] of heads 2 to `heads`, on head 1's, each when asked for.
+        """Yield the hidden states [B, T, D] of teacher-forced heads 2 to `heads`, given head 1's, each when asked for.
 
         Head i looks at `tokens` when it is asked for: token t+i-1 may be written there once head i-1 has proposed it.
-        The arguments are those of `latents`, but for head 1's latents in the place of the trunk's output.
+        The arguments are those of `hidden_states`, but for head 1's hidden states in the place of the trunk's output.
         """
         raise NotImplementedError
 
-    def read(self, decoder: Decoder, head: int, latent: Tensor) -> Tensor:
-        """Logits [..., V] of one head's latents [..., D]: the final norm and the head's unembedding."""
-        return decoder.logits(latent)
+    def logits_of(self, decoder: Decoder, head: int, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of one head's hidden states [..., D]: the final norm and the head's unembedding."""
+        return decoder.logits(hidden)
 
-    def importance(self, batch: Batch) -> Tensor | None:
+    def token_weights(self, batch: Batch) -> Tensor | None:
         """How much each position's targets count in the loss [B, T]; None where all count the same."""
         return None
 
     @abstractmethod
-    def dropped(self) -> frozenset[str]:
+    def training_only(self) -> frozenset[str]:
         """Names of the objective's parameters that next-token inference does not need."""
 
     def unembeddings(self) -> list[nn.Module]:

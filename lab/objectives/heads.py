@@ -27,7 +27,7 @@ TokenName = Annotated[int | str, BeforeValidator(_place_or_kind)]
 """Names tokens of a task (`lab.tasks.targets`)."""
 
 
-class Predicting(Config, ABC):
+class PredictionConfig(Config, ABC):
     """The config of a way of predicting."""
 
     name: str
@@ -47,14 +47,14 @@ class Predicting(Config, ABC):
         """The heads, uninitialised, for a model of this shape and number of tokens."""
 
 
-class OneHead(Predicting):
+class OneHead(PredictionConfig):
     """What objectives that predict the next token alone have in common."""
 
     def head_weights(self, done: float) -> list[float]:
         return [1.0]
 
 
-class ManyHeads(Predicting):
+class ManyHeads(PredictionConfig):
     """Fields of an objective with n heads."""
 
     n: int = Field(ge=1, le=64)
@@ -108,20 +108,20 @@ class LayerHeads(ManyHeads):
 
 
 class Heads(Objective):
-    """One module for each head, nearest first. How they are connected is the subclass's `latents`."""
+    """One module for each head, nearest first. How they are connected is the subclass's `hidden_states`."""
 
     def __init__(self, heads: Iterable[nn.Module]) -> None:
         super().__init__()
         self.heads = nn.ModuleList(heads)
         self.n = len(self.heads)
 
-    def read(self, decoder: Decoder, head: int, latent: Tensor) -> Tensor:
+    def logits_of(self, decoder: Decoder, head: int, hidden: Tensor) -> Tensor:
         if head == 1:
-            return decoder.logits(latent)
-        normed = apply_scaled(decoder.norm, self.readout_gradient, latent)
+            return decoder.logits(hidden)
+        normed = apply_scaled(decoder.norm, self.readout_gradient, hidden)
         return apply_scaled(decoder.unembedding, self.readout_gradient, normed)
 
-    def dropped(self) -> frozenset[str]:
+    def training_only(self) -> frozenset[str]:
         return frozenset(name for name, _ in self.named_parameters() if not name.startswith("heads.0."))
 
 

@@ -46,7 +46,7 @@ class LinearHeads(Heads):
 
     chained = True
 
-    def latents(
+    def hidden_states(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
     ) -> Iterator[Tensor]:
         z_BTD = self.heads[0](trunk_BTD, context)

@@ -34,7 +34,7 @@ class ParallelHeads(Heads):
 
     chained = False
 
-    def latents(
+    def hidden_states(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
     ) -> Iterator[Tensor]:
         yield self.heads[0](trunk_BTD, context)

@@ -37,10 +37,10 @@ class ReplicatedHeads(ParallelHeads):
         super().__init__(blocks(model, n))
         self.replicas = nn.ModuleList(nn.Linear(model.shape.width, vocabulary, bias=False) for _ in range(n - 1))
 
-    def read(self, decoder: Decoder, head: int, latent: Tensor) -> Tensor:
+    def logits_of(self, decoder: Decoder, head: int, hidden: Tensor) -> Tensor:
         if head == 1:
-            return super().read(decoder, head, latent)
-        return self.replicas[head - 2](apply_scaled(decoder.norm, self.readout_gradient, latent))  # type: ignore[no-any-return]
+            return super().logits_of(decoder, head, hidden)
+        return self.replicas[head - 2](apply_scaled(decoder.norm, self.readout_gradient, hidden))  # type: ignore[no-any-return]
 
     def unembeddings(self) -> list[nn.Module]:
         return list(self.replicas)

@@ -48,7 +48,7 @@ class ReweightedHead(ParallelHeads):
         super().__init__(blocks(model, 1))
         self.implied, self.divisor = implied, divisor
 
-    def importance(self, batch: Batch) -> Tensor:
-        spans = torch.ones_like(batch.tokens) if batch.spans is None else batch.spans
+    def token_weights(self, batch: Batch) -> Tensor:
+        spans = torch.ones_like(batch.tokens) if batch.horizons is None else batch.horizons
         k_BT = spans[:, self.n :].clamp(max=self.implied)
         return (k_BT * self.implied - k_BT * (k_BT - 1) // 2) / self.divisor

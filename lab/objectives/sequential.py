@@ -11,7 +11,7 @@ and predicts x_{t+i}. It is the report's depth k = i-1, which reads token k ahea
 - Head depth: head i is head i-1 and one transformer layer more. The layers are taken from the trunk: N in all whatever
   n, so the next-token path is N - n + 1 layers deep. The report adds its modules to a whole model: `extra_layers` n-1.
 - Intermediate tokens: the true ones. Head i at position t sees x_1..x_{t+i-1}: what it predicts is a next token, too.
-  Where there are no tokens ahead, there is head 1 alone; `latents` of more heads needs `tokens`, true ones or drafts.
+  Without tokens ahead there is head 1 alone; `hidden_states` of more heads needs `tokens`, true ones or drafts.
 - `trunk_gradient` scales what heads 2..n send back at h_1, so in head 1's layer and in the trunk, and what they send
   into the embedding of the tokens that they read.
 
@@ -41,7 +41,7 @@ class Sequential(LayerHeads):
 
 
 class Join(nn.Module):
-    """One vector of a latent and of a token's embedding, [B, T, D] each and out."""
+    """One vector of a hidden state and of a token's embedding, [B, T, D] each and out."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -50,8 +50,8 @@ class Join(nn.Module):
         # Not named `output`: it starts a residual stream and adds to none, so its initial weights are not scaled down.
         self.projection = nn.Linear(2 * width, width, bias=False)
 
-    def forward(self, latent_BTD: Tensor, token_BTD: Tensor) -> Tensor:
-        both = torch.cat((self.latent_norm(latent_BTD), self.token_norm(token_BTD)), dim=-1)
+    def forward(self, hidden_BTD: Tensor, token_BTD: Tensor) -> Tensor:
+        both = torch.cat((self.latent_norm(hidden_BTD), self.token_norm(token_BTD)), dim=-1)
         return self.projection(both)  # type: ignore[no-any-return]
 
 
@@ -64,23 +64,23 @@ class SequentialHeads(Heads):
 
     chained, reads_ahead = True, True
 
-    def latents(
+    def hidden_states(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
     ) -> Iterator[Tensor]:
-        latent_BTD = self.heads[0](trunk_BTD, context)
-        yield latent_BTD
+        hidden_BTD = self.heads[0](trunk_BTD, context)
+        yield hidden_BTD
         if heads > 1:
             if tokens is None:
                 raise ValueError("sequential heads beyond the first read the tokens between: they need `tokens`")
-            yield from self.further(decoder, latent_BTD, context, heads, tokens)
+            yield from self.next_hidden_states(decoder, hidden_BTD, context, heads, tokens)
 
-    def further(
-        self, decoder: Decoder, latent_BTD: Tensor, context: Context, heads: int, tokens: Tensor
+    def next_hidden_states(
+        self, decoder: Decoder, hidden_BTD: Tensor, context: Context, heads: int, tokens: Tensor
     ) -> Iterator[Tensor]:
-        positions = latent_BTD.shape[1]
-        latent_BTD = scale_gradient(latent_BTD, self.trunk_gradient)
+        positions = hidden_BTD.shape[1]
+        hidden_BTD = scale_gradient(hidden_BTD, self.trunk_gradient)
         for ahead, (head, join) in enumerate(zip(self.heads[1:heads], self.joins, strict=False), start=1):
             # Near a document's end this reads another's token, but only where the head has no target.
             read_BTD = scale_gradient(decoder.embedding(tokens[:, ahead : ahead + positions]), self.trunk_gradient)
-            latent_BTD = head(join(latent_BTD, read_BTD), context)
-            yield latent_BTD
+            hidden_BTD = head(join(hidden_BTD, read_BTD), context)
+            yield hidden_BTD

@@ -6,7 +6,7 @@ import pandas as pd
 
 from lab.report.page import named
 from lab.report.tables import interval
-from lab.tasks.base import Row
+from lab.tasks.base import ScoreRow
 
 MEASURES = {
     "passing": ("pass_at_k",),
@@ -22,7 +22,7 @@ MEASURES = {
 }
 
 
-def over_seeds(document: dict[str, Any]) -> dict[str, list[Row]]:
+def over_seeds(document: dict[str, Any]) -> dict[str, list[ScoreRow]]:
     """Means over the seeds of each arm with their 95 % intervals (Student's): what single rows have standard errors for
     is over questions, this over seeds.
 
@@ -34,7 +34,7 @@ def over_seeds(document: dict[str, Any]) -> dict[str, list[Row]]:
         `mean`, `low`, `high` (nan of a single seed) and `seeds`.
     """
     arms = {run["identity"]: named(run["arm"]) for run in document["runs"]}
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[ScoreRow]] = {}
     for table, measures in MEASURES.items():
         by = ["arm", "slice", *(("k", "temperature") if table == "passing" else ())]
         rows = pd.DataFrame(document[table])

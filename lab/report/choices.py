@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lab.report.tables import interval
-from lab.tasks.base import Row
+from lab.tasks.base import ScoreRow
 
 MEASURES = ("loss", "arriving", "gradient")
 
@@ -26,7 +26,7 @@ def against_one(table: dict[str, Any]) -> pd.DataFrame:
     """
     rows = pd.DataFrame(table["kinds"]).merge(pd.DataFrame(table["runs"])[["identity", "objective", "n", "seed"]])
     rows = rows[rows.kind.str.endswith("choice") & (rows.objective == "parallel")]
-    found: list[Row] = []
+    found: list[ScoreRow] = []
     for measure in MEASURES:
         values: dict[Any, float] = rows.set_index(["n", "span", "seed", "step"])[measure].to_dict()
         ratios: dict[tuple[Any, ...], list[float]] = {}

@@ -15,7 +15,7 @@ from lab.experiments.sweep import Cell, Primary, Sweep
 from lab.objectives import Detached, ObjectiveConfig
 from lab.objectives.heads import ManyHeads
 from lab.report.tables import curves, past, tidy
-from lab.tasks.base import Row, Task
+from lab.tasks.base import ScoreRow, Task
 
 
 def endpoint(table: pd.DataFrame, primary: Primary, task: Task) -> pd.DataFrame:
@@ -70,7 +70,7 @@ def scored(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> pd.DataFram
         times = _times_to_level(results, primary, task, scores)
         if times is None and primary.measure == "tokens_to_level":
             slices = ", ".join(f"{name} {value}" for name, value in primary.where.items()) or "all examples"
-            said = f"not every run has a learning curve of {task.choice} on {slices}"
+            said = f"not every run has a learning curve of {task.metric} on {slices}"
             raise BadInput(f"primary.measure: 'tokens_to_level' is not allowed: {said}")
     except BadInput as error:
         raise BadInput(f"{sweep.path}, scale {sweep.scale}: {error}") from None
@@ -80,9 +80,9 @@ def scored(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> pd.DataFram
     runs = {cell.experiment.identity: cell.experiment for cell in (*sweep.cells, *sweep.sources)}
     taught = {identity: taught_further(run, runs) for identity, run in runs.items()}
     above = (
-        past(scores[task.choice], scores["count"], scores[task.levels[0]])
+        past(scores[task.metric], scores["count"], scores[task.baselines[0]])
         if primary.level is None
-        else scores[task.choice] >= primary.level
+        else scores[task.metric] >= primary.level
     )
     scores = scores.assign(past=above, seconds=scores.identity.map(seconds), taught=scores.identity.map(taught))
     if times is not None:
@@ -94,7 +94,7 @@ def scored(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> pd.DataFram
     if primary.measure == "tokens_to_level":
         spent = scores.tokens_to.fillna(math.inf).clip(upper=scores.budget)
         return scores.assign(value=1 - spent / scores.budget)
-    return scores.assign(value=scores[task.choice])
+    return scores.assign(value=scores[task.metric])
 
 
 def taught_further(run: Experiment, others: Mapping[str, Experiment]) -> bool:
@@ -120,13 +120,13 @@ def _times_to_level(
     if not all("curve" in result for _, result in results):
         return None
     curve, ending = curves(results), "".join(f"_{name}_{value}" for name, value in primary.where.items())
-    if f"validation/{task.choice}{ending}" not in curve:
+    if f"validation/{task.metric}{ending}" not in curve:
         if not _summary_is_of(primary, task, results[0], scores):
             return None
         ending = ""
 
     # Where the curve has the measure, and the level beside it unless that is stated.
-    measured, beside = (f"validation/{name}{ending}" for name in (task.choice, task.levels[0]))
+    measured, beside = (f"validation/{name}{ending}" for name in (task.metric, task.baselines[0]))
     needed = [measured] if primary.level is not None else [measured, beside]
     if not {*needed} <= {*curve}:
         return None
@@ -152,6 +152,6 @@ def _summary_is_of(primary: Primary, task: Task, run: tuple[Cell, Result], score
     if not primary.where:
         return True
     cell, result = run
-    rows: list[Row] = [row for row in result["scores"] if (row["split"], row["checkpoint"]) == ("test", "final")]
-    own: Any = scores.set_index("identity").loc[cell.experiment.identity, task.choice]
-    return bool(np.isclose(task.summary(rows)[task.choice], own, rtol=0, atol=1e-12))
+    rows: list[ScoreRow] = [row for row in result["scores"] if (row["split"], row["checkpoint"]) == ("test", "final")]
+    own: Any = scores.set_index("identity").loc[cell.experiment.identity, task.metric]
+    return bool(np.isclose(task.summary(rows)[task.metric], own, rtol=0, atol=1e-12))

@@ -8,7 +8,7 @@ from typing import Any
 
 from lab.errors import BadInput
 from lab.experiments.store import write_text
-from lab.tasks.base import Row
+from lab.tasks.base import ScoreRow
 
 LEGEND = (
     "Pairs are of the arm and of what it is compared with. p: of the difference by exact sign flips over seeds (of "
@@ -108,7 +108,7 @@ def table(document: dict[str, Any], over_page: dict[int, float] | None = None) -
     """
     rows, primary = document["verdicts"], document["primary"]
     axes = list(rows[0]["less"]) if rows else []
-    columns: dict[str, Callable[[Row], str]] = {
+    columns: dict[str, Callable[[ScoreRow], str]] = {
         "seeds": lambda row: str(row["seeds"]),
         "scores": lambda row: f"{100 * row['score']:.1f}, {100 * row['other_score']:.1f}",
         "difference": lambda row: percent(row, "+"),
@@ -140,7 +140,7 @@ def trend_table(
 ) -> tuple[list[str], list[list[str]]]:
     """The heads and lines of a sweep's trends; the arguments are those of `table`."""
     rows = document["trends"]
-    columns: dict[str, Callable[[Row], str]] = {
+    columns: dict[str, Callable[[ScoreRow], str]] = {
         "seeds": lambda row: str(row["seeds"]),
         "means (%)": lambda row: ", ".join(f"{100 * mean:.1f}" for mean in row["means"]),
         "rank correlation": lambda row: plus_minus(row, "+", 2),
@@ -157,12 +157,12 @@ def trend_title(document: dict[str, Any]) -> str:
     return f"Trend along {first['axis']}: {', '.join(map(str, first['values']))} (Page's test, two-sided)"
 
 
-def percent(row: Row, sign: str) -> str:
+def percent(row: ScoreRow, sign: str) -> str:
     """A mean and half of its interval, in percent; `sign` as in a format."""
     return plus_minus({name: 100 * row[name] for name in ("mean", "low", "high")}, sign, 1)
 
 
-def plus_minus(row: Row, sign: str, digits: int) -> str:
+def plus_minus(row: ScoreRow, sign: str, digits: int) -> str:
     """A mean and half of its interval, or in brackets both ends of one that is not symmetric."""
     mean, low, high = row["mean"], row["low"], row["high"]
     written, half = f"{mean:{sign}.{digits}f}", high - mean
@@ -173,7 +173,7 @@ def plus_minus(row: Row, sign: str, digits: int) -> str:
     return f"{written} ± {half:.{digits}f}" if half < 100 else f"{written} ± >100"
 
 
-def named(arm: Row) -> str:
+def named(arm: ScoreRow) -> str:
     """An arm by its values on the sweep's axes: names as they are, numbers with their axis."""
     return ", ".join(
         value if isinstance(value, str) else f"{axis.split('.')[-1]} = {value}" for axis, value in arm.items()
@@ -211,7 +211,7 @@ def _runs(document: dict[str, Any]) -> list[str]:
     return [f"- {arm}: {'; '.join(seeds)}" for arm, seeds in arms.items()]
 
 
-def _arms(row: Row) -> list[str]:
+def _arms(row: ScoreRow) -> list[str]:
     """A comparison's values on the sweep's axes; where the other arm has another, less that."""
     return [
         str(value) if value == row["less"][axis] else f"{value} − {row['less'][axis]}"
@@ -219,9 +219,9 @@ def _arms(row: Row) -> list[str]:
     ]
 
 
-def _tests(over_page: dict[int, float] | None) -> dict[str, Callable[[Row], str]]:
+def _tests(over_page: dict[int, float] | None) -> dict[str, Callable[[ScoreRow], str]]:
     """The columns of p values."""
-    columns: dict[str, Callable[[Row], str]] = {"p": lambda row: _p(row["p"]), "Holm": lambda row: _p(row["holm"])}
+    columns: dict[str, Callable[[ScoreRow], str]] = {"p": lambda row: _p(row["p"]), "Holm": lambda row: _p(row["holm"])}
     if over_page is not None:
         columns["page"] = lambda row: _p(over_page.get(id(row)))
     return columns

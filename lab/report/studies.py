@@ -18,7 +18,7 @@ from lab.experiments.study import Arm, Study, words
 from lab.files import locked
 from lab.home import home
 from lab.report.tables import Interval
-from lab.tasks.base import Row
+from lab.tasks.base import ScoreRow
 
 
 def wilson(accuracy: float, count: int) -> Interval:
@@ -31,7 +31,7 @@ def wilson(accuracy: float, count: int) -> Interval:
     )  # but for rounding
 
 
-def best(rows: list[Row], arm: Arm) -> Row | None:
+def best(rows: list[ScoreRow], arm: Arm) -> ScoreRow | None:
     """The complete trial with the best score in an arm, of equals the first, with its interval as `low` and `high`."""
     done = [row for row in rows if row["arm"] == arm.labels and row["state"] == "complete"]
     if not done:
@@ -44,7 +44,7 @@ def _interval(score: float, examples: int) -> dict[str, float]:
     return dict(zip(("score", "low", "high"), wilson(score, examples), strict=True))
 
 
-def table(study: Study, rows: list[Row]) -> pd.DataFrame:
+def table(study: Study, rows: list[ScoreRow]) -> pd.DataFrame:
     """The trials as a table.
 
     Columns: `arm` in words, `n`, `trial`, `state`, `score`, its interval `low` and `high`, whether it is its arm's
@@ -66,7 +66,7 @@ def table(study: Study, rows: list[Row]) -> pd.DataFrame:
     return frame
 
 
-def trials(study: Study, store: Path, storage: str | None = None) -> tuple[list[Row], Search | None]:
+def trials(study: Study, store: Path, storage: str | None = None) -> tuple[list[ScoreRow], Search | None]:
     """A study's trials: those of its database, or if it has none, those kept in results/.
 
     Raises:
@@ -87,7 +87,7 @@ def trials(study: Study, store: Path, storage: str | None = None) -> tuple[list[
     return search.rows(), search
 
 
-def complete(study: Study, store: Path) -> list[Row]:
+def complete(study: Study, store: Path) -> list[ScoreRow]:
     """All of a study's trials.
 
     Raises:
@@ -117,7 +117,7 @@ class Kept(NamedTuple):
     """What became of trials that were to be kept, by name."""
 
     table: Path
-    rows: list[Row]
+    rows: list[ScoreRow]
     """All that the table holds now."""
     added: list[str]
     differing: list[str]
@@ -125,7 +125,7 @@ class Kept(NamedTuple):
     replaced: list[str]
 
 
-def keep(study: Study, rows: Sequence[Row], replace: Collection[str] = ()) -> Kept:
+def keep(study: Study, rows: Sequence[ScoreRow], replace: Collection[str] = ()) -> Kept:
     """Add a study's finished trials to a table to commit: one JSON object a line, in the study's order.
 
     What was kept before stays as it is.
@@ -166,12 +166,12 @@ def keep(study: Study, rows: Sequence[Row], replace: Collection[str] = ()) -> Ke
     return told
 
 
-def trial_name(row: Row) -> str:
+def trial_name(row: ScoreRow) -> str:
     """A trial's name among those of its study, as `lab study run` tells it."""
     return " ".join(filter(None, (f"trial {row['trial']}", words(row["arm"]))))
 
 
-def _read(study: Study, path: Path) -> list[Row]:
+def _read(study: Study, path: Path) -> list[ScoreRow]:
     arms = {json.dumps(arm.labels): arm for arm in study.arms}
     try:
         rows = read_json_lines(path)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image  # matplotlib's own dependency
 
 from lab.errors import BadInput
-from lab.files import whole
+from lab.files import atomic_write
 
 _COLOURS = dict(zip((1, 2, 4, 8, 3, 6, 5, 7), sns.color_palette("colorblind"), strict=False))
 """n = 1, 2, 4, 8 keep their colours whatever else a figure shows."""
@@ -55,7 +55,7 @@ def save(figure: Figure, folder: Path, name: str, source: str, alone: bool) -> l
             )
     for path in paths:
         unsaid: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        with whole(path) as fresh:
+        with atomic_write(path) as fresh:
             figure.savefig(fresh, format=path.suffix[1:], bbox_inches="tight", metadata={**unsaid, "Source": source})
     return paths
 

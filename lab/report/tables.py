@@ -11,8 +11,8 @@ from scipy.special import stdtrit  # Student's t quantile; scipy.stats takes a s
 from lab.errors import BadInput, Failure
 from lab.experiments.store import Result
 from lab.experiments.sweep import Cell
-from lab.files import whole
-from lab.tasks.base import Row, Task
+from lab.files import atomic_write
+from lab.tasks.base import ScoreRow, Task
 
 
 class Interval(NamedTuple):
@@ -41,12 +41,12 @@ def tidy(finished: Iterable[tuple[Cell, Result]]) -> pd.DataFrame:
     measures). A slice of which no question was seen in training stands in the result as `seen` = "all" alone; here it
     also counts as "unseen".
     """
-    rows: list[Row] = []
+    rows: list[ScoreRow] = []
     for cell, result in finished:
         about = _about(cell, result)
         slices = [name for name in cell.experiment.task.build().slices if name != "seen"]
 
-        def place(score: Row, names: list[str] = slices) -> tuple[Any, ...]:
+        def place(score: ScoreRow, names: list[str] = slices) -> tuple[Any, ...]:
             return tuple(score[name] for name in (*names, "checkpoint", "split"))
 
         seen = {place(score) for score in result["scores"] if score.get("seen") == "seen"}
@@ -78,7 +78,7 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
                 "file, or move it away"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as fresh:
+    with atomic_write(path) as fresh:
         frame.to_csv(fresh, index=False)
 
 
@@ -91,7 +91,7 @@ def curves(finished: Iterable[tuple[Cell, Result]]) -> pd.DataFrame:
     Raises:
         Failure: a run was kept before results had curves.
     """
-    rows: list[Row] = []
+    rows: list[ScoreRow] = []
     for cell, result in finished:
         if "curve" not in result:
             raise Failure(f"run {cell.experiment.identity} has no learning curve: it was kept before results had them")
@@ -100,7 +100,7 @@ def curves(finished: Iterable[tuple[Cell, Result]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _about(cell: Cell, result: Result) -> Row:
+def _about(cell: Cell, result: Result) -> ScoreRow:
     """The columns that say which run a row is of."""
     return {
         "n": cell.experiment.objective.n,
@@ -178,7 +178,7 @@ def paired_differences(frame: pd.DataFrame, arms: list[str], across: str, measur
 
 def unsliced(frame: pd.DataFrame, task: Task) -> pd.DataFrame:
     """The rows that are sliced by nothing but the task's main slice and `seen`."""
-    others = [name for name in task.slices if name not in (task.across, "seen")]
+    others = [name for name in task.slices if name not in (task.main_slice, "seen")]
     return frame[(frame[others] == "all").all(axis=1)]
 
 
@@ -202,20 +202,20 @@ def score_tables(frame: pd.DataFrame, arms: list[str], task: Task) -> list[dict[
         own = [arm for arm in arms if arm.split(".")[0] == "task"]  # a level belongs to a task, not to an arm
         levels = [
             {"level": level, **row}
-            for level in task.levels
-            for row in summarise(part, own, task.across, level).to_dict("records")
+            for level in task.baselines
+            for row in summarise(part, own, task.main_slice, level).to_dict("records")
         ]
-        beyond = part.assign(past=past(part[task.choice], part["count"], part[task.levels[0]]))
-        rows = summarise(part, arms, task.across, task.choice)
-        rows["past"] = _grouped(beyond, arms, task.across).past.sum().to_numpy()
+        beyond = part.assign(past=past(part[task.metric], part["count"], part[task.baselines[0]]))
+        rows = summarise(part, arms, task.main_slice, task.metric)
+        rows["past"] = _grouped(beyond, arms, task.main_slice).past.sum().to_numpy()
         tables.append(
             {
                 "seen": seen,
-                "measure": task.choice,
-                "across": task.across,
+                "measure": task.metric,
+                "across": task.main_slice,
                 "arms": arms,
                 "rows": rows.to_dict("records"),
-                "differences": paired_differences(part, arms, task.across, task.choice).to_dict("records"),
+                "differences": paired_differences(part, arms, task.main_slice, task.metric).to_dict("records"),
                 "levels": levels,
             }
         )

@@ -41,7 +41,7 @@ from lab.report.statistics import (
     sign_flip,
 )
 from lab.report.tables import Interval, interval, pairs
-from lab.tasks.base import Row, Task
+from lab.tasks.base import ScoreRow, Task
 
 CLAIM = ("reproduced", "reversed")
 """Further heads against none."""
@@ -75,7 +75,7 @@ def verdict(difference: Interval, p: float, margin: float | None, seeds: int, wo
     return "no difference" if alike else "inconclusive"
 
 
-def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[Row]:
+def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[ScoreRow]:
     """A row for each arm that is compared with another, of those seeds that both have.
 
     Scores are shares of 1. Columns:
@@ -113,7 +113,7 @@ def document(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> dict[str,
     Raises:
         BadInput: as `scored` does.
     """
-    results, measure = list(finished), sweep.cells[0].experiment.task.build().choice
+    results, measure = list(finished), sweep.cells[0].experiment.task.build().metric
     scores = scored(sweep, results)
     rows, trends = _judged(sweep, scores)
     axes = [axis for axis in sweep.axes if axis != "seed"]
@@ -142,7 +142,7 @@ def document(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> dict[str,
     }
 
 
-def _judged(sweep: Sweep, scores: pd.DataFrame) -> tuple[list[Row], list[Row]]:
+def _judged(sweep: Sweep, scores: pd.DataFrame) -> tuple[list[ScoreRow], list[ScoreRow]]:
     """The comparisons of `judge` and the trends of `_trends`, with their verdicts, by the table of `scored`."""
     primary = sweep.primary
     assert primary is not None  # `scored` refuses what states none
@@ -153,7 +153,7 @@ def _judged(sweep: Sweep, scores: pd.DataFrame) -> tuple[list[Row], list[Row]]:
         for arm, other in pairs(scores, axes)
         if (shared := sorted({*arm.seed} & {*other.seed}))
     ]
-    first: dict[tuple[Any, ...], Row] = {}
+    first: dict[tuple[Any, ...], ScoreRow] = {}
     for row in rows:
         moved = tuple((axis, value) for axis, value in row["arm"].items() if value != row["less"][axis])
         row["change"] = _change(row, first.setdefault(moved, row))
@@ -174,12 +174,12 @@ def _machine(hardware: dict[str, Any]) -> str:
     return f"{hardware['cpu']}, {hardware['cores']} cores, threads a run: {hardware['threads']}{where}"
 
 
-def _compared(arm: pd.DataFrame, other: pd.DataFrame, axes: list[str], task: Task, primary: Primary) -> Row:
+def _compared(arm: pd.DataFrame, other: pd.DataFrame, axes: list[str], task: Task, primary: Primary) -> ScoreRow:
     """One row of `judge` from the scores of two arms, by the same seeds; until it is judged, that of a screen."""
     a, b = (each.value.to_numpy(float) for each in (arm, other))
     own, than = ({axis: each[axis].tolist()[0] for axis in axes} for each in (arm, other))
     solved = primary.measure == "solved"
-    row: Row = {
+    row: ScoreRow = {
         "arm": own,
         "n": arm.n.tolist()[0],
         "less": than,
@@ -190,8 +190,8 @@ def _compared(arm: pd.DataFrame, other: pd.DataFrame, axes: list[str], task: Tas
         "p": sign_flip(a - b),
         "holm": None,
         "verdict": "screen",
-        "score": float(arm[task.choice].mean()),
-        "other_score": float(other[task.choice].mean()),
+        "score": float(arm[task.metric].mean()),
+        "other_score": float(other[task.metric].mean()),
         "past": int(arm.past.sum()),
         "other_past": int(other.past.sum()),
         "tokens_to": _median(arm),
@@ -208,7 +208,7 @@ def _compared(arm: pd.DataFrame, other: pd.DataFrame, axes: list[str], task: Tas
     return {**row, **_planned(row, primary, float(arm.seconds.min() + other.seconds.min()) / 60)}
 
 
-def _planned(row: Row, primary: Primary, minutes: float) -> Row:
+def _planned(row: ScoreRow, primary: Primary, minutes: float) -> ScoreRow:
     """The seeds that would find a difference as large as the margin, for a row of `judge`; `minutes` train a pair."""
     limit = at_most(row["deviation"], row["seeds"])
     needed, safe = (seeds_needed(primary.margin, deviation) for deviation in (row["deviation"], limit))
@@ -222,12 +222,12 @@ def _planned(row: Row, primary: Primary, minutes: float) -> Row:
     }
 
 
-def _is_control(values: Row, runs: pd.DataFrame, primary: Primary) -> bool:
+def _is_control(values: ScoreRow, runs: pd.DataFrame, primary: Primary) -> bool:
     """True of an arm that the sweep names as a control, or whose trunk heads beyond the next token's taught nothing."""
     return not runs.taught.all() or primary.is_control(values)
 
 
-def _trends(primary: Primary, scores: pd.DataFrame, axes: list[str]) -> list[Row]:
+def _trends(primary: Primary, scores: pd.DataFrame, axes: list[str]) -> list[ScoreRow]:
     """A row for each rise or fall of the endpoint's number along the axis that `primary.trend` names, in its order.
 
     One for each combination of the other axes' values, `arm`. Columns: `axis`, its `values`, the mean number at each
@@ -236,7 +236,7 @@ def _trends(primary: Primary, scores: pd.DataFrame, axes: list[str]) -> list[Row
     """
     if primary.trend is None:
         return []
-    found: list[Row] = []
+    found: list[ScoreRow] = []
     within = [axis for axis in axes if axis != primary.trend]
     for key, part in scores.groupby(within, sort=False) if within else [((), scores)]:
         values = part[primary.trend].unique().tolist()
@@ -259,7 +259,7 @@ def _trends(primary: Primary, scores: pd.DataFrame, axes: list[str]) -> list[Row
     return found
 
 
-def _change(row: Row, first: Row) -> Row | None:
+def _change(row: ScoreRow, first: ScoreRow) -> ScoreRow | None:
     """What a row's differences have beyond those of the first condition, seed by seed."""
     shared = [seed for seed in row["differences"] if seed in first["differences"]]
     if row is first or not shared:

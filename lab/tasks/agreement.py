@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from lab.config import Config
-from lab.tasks.base import Examples, Row, Split, check_indices
+from lab.tasks.base import Examples, ScoreRow, Split, check_indices
 from lab.tasks.draws import below, draws32, stream
 
 _ARTICLES = ("der", "die", "das", "den", "dem", "des")
@@ -83,11 +83,11 @@ class Agreement(Config):
 class AgreementTask:
     """Agreement as a task; see the module's documentation."""
 
-    choice = "agreement"
-    levels: tuple[str, ...] = ("chance", "oracle")
+    metric = "agreement"
+    baselines: tuple[str, ...] = ("chance", "oracle")
     slices: tuple[str, ...] = ("slot",)
-    across = "slot"
-    kinds: tuple[str, ...] = _SLOTS
+    main_slice = "slot"
+    token_types: tuple[str, ...] = _SLOTS
 
     def __init__(self, config: Agreement) -> None:
         self.config = config
@@ -106,7 +106,7 @@ class AgreementTask:
         sizes = {"train": None, "validation": self.config.validation_examples, "test": self.config.test_examples}
         return sizes[split]
 
-    def longest(self, split: Split) -> int:
+    def max_length(self, split: Split) -> int:
         """The tokens of every example."""
         return self.config.clauses * len(self._plan)
 
@@ -132,14 +132,14 @@ class AgreementTask:
         return Examples(
             tokens=tokens,
             lengths=np.full(len(indices), tokens.shape[1]),
-            trained=np.ones(tokens.shape, np.bool_),
-            scored=(slots == _ADJECTIVE) | (slots == _NOUN) | (slots == _VERB),
+            loss_mask=np.ones(tokens.shape, np.bool_),
+            score_mask=(slots == _ADJECTIVE) | (slots == _NOUN) | (slots == _VERB),
             slices={},
-            keys=np.zeros((len(indices), 0), np.uint64),  # documents are too many to be met again
-            marks={"pair": np.repeat(pair, len(self._plan), axis=1).astype(np.uint8)},
+            fingerprints=np.zeros((len(indices), 0), np.uint64),  # documents are too many to be met again
+            token_features={"pair": np.repeat(pair, len(self._plan), axis=1).astype(np.uint8)},
         )
 
-    def kind(self, examples: Examples) -> NDArray[np.uint8]:
+    def token_type(self, examples: Examples) -> NDArray[np.uint8]:
         """The slot of each token; see `Task.kind`."""
         return np.broadcast_to(np.tile(self._plan, self.config.clauses), examples.tokens.shape).astype(np.uint8)
 
@@ -167,7 +167,7 @@ class AgreementTask:
     def entropies(self, examples: Examples, n: int) -> NDArray[np.float64]:
         """H(x_{t+i} | x_1..x_t) in nats, in closed form; see `Known.entropies`."""
         length, clause = examples.tokens.shape[1], len(self._plan)
-        pair, here = examples.marks["pair"], np.arange(length)
+        pair, here = examples.token_features["pair"], np.arange(length)
         found = np.full((*examples.tokens.shape, n), np.nan)
         for ahead in range(1, n + 1):
             there = here[: length - ahead] + ahead
@@ -181,7 +181,7 @@ class AgreementTask:
 
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
         """Example `row`: `text`, `clauses` (the `gender` and `case` of each) and `tokens`."""
-        pairs = examples.marks["pair"][row, :: len(self._plan)].astype(np.int64)
+        pairs = examples.token_features["pair"][row, :: len(self._plan)].astype(np.int64)
         genders, cases = ("masculine", "feminine", "neuter"), ("nominative", "accusative", "dative", "genitive")
         return {
             "text": self.text(examples.tokens[row].tolist()),
@@ -192,15 +192,15 @@ class AgreementTask:
             "tokens": examples.tokens[row].tolist(),
         }
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[Row]:
+    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
         """How often an adjective, noun or verb is predicted that agrees with what stands before it in the clause.
 
         Each row has the columns `slot` (or "all"), `count`, `agreement`, and what to compare it with: `chance` (any
         word of the slot) and `oracle`.
         """
-        rows, places = np.nonzero(examples.scored)
+        rows, places = np.nonzero(examples.score_mask)
         clause = len(self._plan)
-        pair, slot = examples.marks["pair"][rows, places], self._plan[places % clause]
+        pair, slot = examples.token_features["pair"][rows, places], self._plan[places % clause]
         known = self._known[pair, places % clause]
         answer = predicted[rows, places].astype(np.int64)
         agrees, chance = np.zeros(len(rows), np.bool_), np.zeros(len(rows))
@@ -226,7 +226,7 @@ class AgreementTask:
             if here.any()
         ]
 
-    def summary(self, rows: list[Row]) -> dict[str, float]:
+    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
         """All slots together, and verbs, which are furthest from what they agree with."""
         whole = {row["slot"]: row["agreement"] for row in rows}
         return {"agreement": whole["all"], "agreement_verb": whole["verb"]}

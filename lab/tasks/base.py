@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-Row = dict[str, Any]
+ScoreRow = dict[str, Any]
 """One row of a score table: the slice it speaks of, its measures, and the `count` of answers behind them."""
 
 
@@ -32,21 +32,21 @@ class Examples:
     """[N, L] token ids; 0 beyond a document's end."""
     lengths: NDArray[np.int64]
     """[N] tokens in each document."""
-    trained: NDArray[np.bool_]
+    loss_mask: NDArray[np.bool_]
     """[N, L] tokens that the loss covers, when they are targets."""
-    scored: NDArray[np.bool_]
+    score_mask: NDArray[np.bool_]
     """[N, L] tokens that the score looks at."""
     slices: dict[str, NDArray[Any]]
     """[N] each: what the example is, for accuracy by slice."""
-    keys: NDArray[np.uint64]
+    fingerprints: NDArray[np.uint64]
     """[N, K] hashes of what the example asks; what has an equal key in training is seen; 0 where an example has fewer
     than K. A split has a K of its own."""
-    marks: dict[str, NDArray[np.uint8]]
+    token_features: dict[str, NDArray[np.uint8]]
     """[N, L] each: what a token is, for scores by token."""
-    spans: NDArray[np.uint8] | None = None
+    horizons: NDArray[np.uint8] | None = None
     """[N, L] k: how many tokens in a row, a token itself the first, are wrong once it is wrong (Section 5.1 of the
     paper; k = 1: what comes after is as if nothing had happened). None where no task says: 1 throughout."""
-    further: NDArray[np.bool_] | None = None
+    further_loss_mask: NDArray[np.bool_] | None = None
     """[N, L] of the tokens trained on, those that further heads have as targets (`objective.where`); None: all."""
     inputs: NDArray[np.uint16] | None = None
     """[N, L] token ids that training reads in the places of `tokens`, which remain the targets. None: `tokens`."""
@@ -60,14 +60,14 @@ class Task(Protocol):
         """The text of each token id."""
 
     @property
-    def choice(self) -> str:
+    def metric(self) -> str:
         """The measure by which checkpoints are chosen and arms compared; larger is better.
 
         A column of `score`'s rows, and a key of `summary`.
         """
 
     @property
-    def levels(self) -> tuple[str, ...]:
+    def baselines(self) -> tuple[str, ...]:
         """Columns of `score`'s rows to compare with: first what needs no learning, then others (the best possible)."""
 
     @property
@@ -75,23 +75,23 @@ class Task(Protocol):
         """The slice columns of `score`'s rows; "all" in one of them means that it is not sliced by."""
 
     @property
-    def across(self) -> str:
+    def main_slice(self) -> str:
         """The slice along which scores are shown."""
 
     @property
-    def kinds(self) -> tuple[str, ...]:
+    def token_types(self) -> tuple[str, ...]:
         """What tokens can be, for analyses that tell them apart."""
 
     def size(self, split: Split) -> int | None:
         """The number of examples in a split; None when it is unlimited."""
 
-    def longest(self, split: Split) -> int:
+    def max_length(self, split: Split) -> int:
         """An upper bound on the tokens of one example of a split."""
 
     def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
         """The examples of a split at `indices` [N]. `seed` moves the training split alone."""
 
-    def kind(self, examples: Examples) -> NDArray[np.uint8]:
+    def token_type(self, examples: Examples) -> NDArray[np.uint8]:
         """[N, L] what each token is, an index into `kinds`; 0 beyond a document's end."""
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -100,7 +100,7 @@ class Task(Protocol):
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
         """Example `row` in a form for machines: plain JSON types, `text` and `tokens` among them."""
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[Row]:
+    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
         """The score table of greedy predictions, in JSON types.
 
         Each row has the task's `slices`, `count`, and measures, `choice` and `levels` among them. A slice `seen`
@@ -113,7 +113,7 @@ class Task(Protocol):
             seen: [N, K] whether what has the same key was trained on.
         """
 
-    def summary(self, rows: list[Row]) -> dict[str, float]:
+    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
         """The few numbers of a score table that are worth a learning curve.
 
         A measure at some values of slices is called after them, as `exact_match_operations_3_seen_unseen`.
@@ -121,7 +121,7 @@ class Task(Protocol):
 
 
 @runtime_checkable
-class Known(Protocol):
+class HasEntropies(Protocol):
     """A task whose documents come from a source with known entropies."""
 
     def entropies(self, examples: Examples, n: int) -> NDArray[np.float64]:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lab.config import Config
-from lab.tasks.base import Examples, Row, Split, check_indices
+from lab.tasks.base import Examples, ScoreRow, Split, check_indices
 from lab.tasks.draws import below, draws32, stream
 
 _STATIONS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -106,10 +106,10 @@ class Choices(Config):
 class ChoiceTask:
     """Choice points as a task; see the module's documentation."""
 
-    choice = "choice_accuracy"
-    levels: tuple[str, ...] = ("chance", "oracle")
+    metric = "choice_accuracy"
+    baselines: tuple[str, ...] = ("chance", "oracle")
     slices: tuple[str, ...] = ("station",)
-    across = "station"
+    main_slice = "station"
 
     def __init__(self, config: Choices) -> None:
         self.config = config
@@ -131,7 +131,7 @@ class ChoiceTask:
             texts += [way + part for way in ways for part in parts]
         self.vocabulary = tuple(texts)
         letters = _STATIONS[: len(stations)]
-        self.kinds = ("road", *(f"{letter} {what}" for letter in letters for what in ("choice", "branch")))
+        self.token_types = ("road", *(f"{letter} {what}" for letter in letters for what in ("choice", "branch")))
         self._station, self._offset = np.array(place_station), np.array(place_offset)
         self._token, self._span = np.array(place_token), np.array([station.span for station in stations])
         self._begins = np.searchsorted(self._station, np.arange(len(stations)))
@@ -142,7 +142,7 @@ class ChoiceTask:
         sizes = {"train": None, "validation": self.config.validation_examples, "test": self.config.test_examples}
         return sizes[split]
 
-    def longest(self, split: Split) -> int:
+    def max_length(self, split: Split) -> int:
         """The tokens of every example."""
         return self.config.laps * self._circuit
 
@@ -172,12 +172,12 @@ class ChoiceTask:
         return Examples(
             tokens=tokens.astype(np.uint16),
             lengths=np.full(len(indices), laps * self._circuit),
-            trained=whole,
-            scored=chosen & (lap > 0),
+            loss_mask=whole,
+            score_mask=chosen & (lap > 0),
             slices={"start": start},
-            keys=np.zeros((len(indices), 0), np.uint64),  # documents are too many to be met again
-            marks={"kind": np.where(decided, 1 + 2 * station + (offset > 0), 0).astype(np.uint8)},
-            spans=np.where(chosen, self._span[station], 1).astype(np.uint8),
+            fingerprints=np.zeros((len(indices), 0), np.uint64),  # documents are too many to be met again
+            token_features={"kind": np.where(decided, 1 + 2 * station + (offset > 0), 0).astype(np.uint8)},
+            horizons=np.where(chosen, self._span[station], 1).astype(np.uint8),
         )
 
     def _branches(self, random: NDArray[np.uint32]) -> NDArray[np.int64]:
@@ -219,9 +219,9 @@ class ChoiceTask:
                 table[number, j] = entropy(np.maximum(np.fft.ifft(spread**j).real, 0.0))
         return table
 
-    def kind(self, examples: Examples) -> NDArray[np.uint8]:
+    def token_type(self, examples: Examples) -> NDArray[np.uint8]:
         """Roads, and each station's choice and what follows from it; see `Task.kind`."""
-        return examples.marks["kind"]
+        return examples.token_features["kind"]
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens as people read them, with spaces between."""
@@ -233,7 +233,7 @@ class ChoiceTask:
         `choices` lists, in order, the `position` of each choice, its `station` and `branch`, both from 0 on, and its
         `span`.
         """
-        tokens, kind = examples.tokens[row], examples.marks["kind"][row].astype(np.int64)
+        tokens, kind = examples.tokens[row], examples.token_features["kind"][row].astype(np.int64)
         positions = np.flatnonzero(kind % 2)
         station = (kind[positions] - 1) // 2
         begins = self._token[self._begins + self.config.road]  # the token of each station's branch 0
@@ -247,15 +247,15 @@ class ChoiceTask:
             "tokens": tokens.tolist(),
         }
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[Row]:
+    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
         """Accuracy on choices from the second lap on, by station.
 
         Each row has the columns `station` (its letter, or "all"), `count`, `choice_accuracy`, and what to compare it
         with: `chance` (any branch) and `oracle` (the likeliest branch, given the lap before).
         """
-        rows, places = np.nonzero(examples.scored)
+        rows, places = np.nonzero(examples.score_mask)
         right = predicted[rows, places] == examples.tokens[rows, places]
-        station = (examples.marks["kind"][rows, places].astype(np.int64) - 1) // 2
+        station = (examples.token_features["kind"][rows, places].astype(np.int64) - 1) // 2
         chance = np.array([1 / len(law) for law in self._laws])[station]
         oracle = np.array([law.max() for law in self._laws])[station]
         parts = {"all": np.ones(len(rows), np.bool_)}
@@ -271,7 +271,7 @@ class ChoiceTask:
             for name, here in parts.items()
         ]
 
-    def summary(self, rows: list[Row]) -> dict[str, float]:
+    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
         """All stations together, and each."""
         whole = {row["station"]: row["choice_accuracy"] for row in rows}
         return {f"choice_accuracy_{name}".removesuffix("_all"): accuracy for name, accuracy in whole.items()}

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from lab.config import Config
-from lab.tasks.base import Examples, Row, Split, check_indices
+from lab.tasks.base import Examples, ScoreRow, Split, check_indices
 from lab.tasks.draws import below, draws32, mixed, stream
 from lab.tasks.holdout import LARGE, KeySet, Questions, redrawn
 from lab.tasks.scoring import mean_rows
@@ -80,11 +80,11 @@ class _Games(Questions):
 class CountdownTask:
     """Countdown as a task; see the module's documentation."""
 
-    choice = "valid"
-    levels: tuple[str, ...] = ("chance", "shortcut", "oracle")
+    metric = "valid"
+    baselines: tuple[str, ...] = ("chance", "shortcut", "oracle")
     slices: tuple[str, ...] = ("equation", "seen")
-    across = "equation"
-    kinds: tuple[str, ...] = ("number", "sign", "target", "pause", "operand", "operator", "result", "end")
+    main_slice = "equation"
+    token_types: tuple[str, ...] = ("number", "sign", "target", "pause", "operand", "operator", "result", "end")
 
     def __init__(self, config: Countdown) -> None:
         self.config = config
@@ -101,7 +101,7 @@ class CountdownTask:
             *["operand", "operator", "operand", "sign", "result", "sign"] * equations,
         ]  # fmt: skip
         plan[-1] = "end"
-        self._plan = np.array([self.kinds.index(kind) for kind in plan], np.uint8)
+        self._plan = np.array([self.token_types.index(kind) for kind in plan], np.uint8)
         sets = math.comb(largest + config.numbers - 1, config.numbers)
         self._large = sets >= max(LARGE, 4 * (config.validation_examples + config.test_examples))
 
@@ -110,7 +110,7 @@ class CountdownTask:
         sizes = {"train": None, "validation": self.config.validation_examples, "test": self.config.test_examples}
         return sizes[split]
 
-    def longest(self, split: Split) -> int:
+    def max_length(self, split: Split) -> int:
         """The tokens of every example."""
         return len(self._plan)
 
@@ -135,15 +135,15 @@ class CountdownTask:
         return Examples(
             tokens=tokens,
             lengths=np.full(count, len(columns)),
-            trained=answer.copy() if self.config.loss == "answer" else np.ones(tokens.shape, np.bool_),
-            scored=answer.copy(),
+            loss_mask=answer.copy() if self.config.loss == "answer" else np.ones(tokens.shape, np.bool_),
+            score_mask=answer.copy(),
             slices={},
-            keys=games.keys[:, None],
-            marks={},
-            spans=np.broadcast_to(remaining, tokens.shape).astype(np.uint8),
+            fingerprints=games.keys[:, None],
+            token_features={},
+            horizons=np.broadcast_to(remaining, tokens.shape).astype(np.uint8),
         )
 
-    def kind(self, examples: Examples) -> NDArray[np.uint8]:
+    def token_type(self, examples: Examples) -> NDArray[np.uint8]:
         """The part that each token plays; see `Task.kind`."""
         return np.broadcast_to(self._plan, examples.tokens.shape).copy()
 
@@ -174,7 +174,7 @@ class CountdownTask:
         """[N] tokens of each question, up to the colon; see `GeneratedAnswers.prompts`."""
         return np.full(len(examples.tokens), self._answer)
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[Row]:
+    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
         """The share of valid answers and beginnings; `predicted` [N, A] are generated answers (`GeneratedAnswers`).
 
         Each row has the columns `equation` ("all", or i), `seen`, `count`, `valid` (of "all", the answer is a solution;
@@ -187,7 +187,7 @@ class CountdownTask:
         given = self.config.numbers
         numbers = examples.tokens[:, :given].astype(np.int64) + 1
         target = examples.tokens[:, given + 1].astype(np.int64) + 1
-        random = draws32(stream("countdown", "guesses"), examples.keys[:, 0].view(np.int64), 3 * (given - 1))
+        random = draws32(stream("countdown", "guesses"), examples.fingerprints[:, 0].view(np.int64), 3 * (given - 1))
         answers = {
             "valid": predicted,
             "chance": self._written(self._played(numbers, random)),
@@ -195,14 +195,14 @@ class CountdownTask:
             "oracle": examples.tokens[:, self._answer :],
         }
         judged = {name: self._judged(numbers, target, answer) for name, answer in answers.items()}
-        table: list[Row] = []
+        table: list[ScoreRow] = []
         for equation in ("all", *range(1, given)):
             column = given - 1 if equation == "all" else equation - 1
             measures = {name: each[:, column] for name, each in judged.items()}
             table += mean_rows({"equation": equation}, measures, {}, seen[:, 0])
         return table
 
-    def summary(self, rows: list[Row]) -> dict[str, float]:
+    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
         """Valid answers and beginnings, beside chance."""
         found: dict[str, float] = {}
         for row in rows:

@@ -29,7 +29,7 @@ from pydantic import Field
 
 from lab.config import Config
 from lab.errors import BadInput
-from lab.tasks.base import Examples, Row, Split, check_indices
+from lab.tasks.base import Examples, ScoreRow, Split, check_indices
 from lab.tasks.draws import below, draws, draws32, epoch_indices, stream
 from lab.tasks.scoring import mean_rows
 
@@ -72,11 +72,11 @@ class Dag(Config):
 class DagTask:
     """Paths in a random directed acyclic graph as a task; see the module's documentation."""
 
-    choice = "valid"
-    levels: tuple[str, ...] = ("walk", "observed", "oracle")
+    metric = "valid"
+    baselines: tuple[str, ...] = ("walk", "observed", "oracle")
     slices: tuple[str, ...] = ("degree",)
-    across = "degree"
-    kinds: tuple[str, ...] = ("start", "goal", "sign", "first", "between", "last", "end")
+    main_slice = "degree"
+    token_types: tuple[str, ...] = ("start", "goal", "sign", "first", "between", "last", "end")
 
     def __init__(self, config: Dag) -> None:
         self.config = config
@@ -121,7 +121,7 @@ class DagTask:
         """Rows of the training corpus: edges, then `paths` for each training pair."""
         return len(self._edges) + self.config.paths * len(self._trained)
 
-    def longest(self, split: Split) -> int:
+    def max_length(self, split: Split) -> int:
         """An upper bound on the tokens of one example."""
         return 3 + self.longest_answer
 
@@ -140,7 +140,7 @@ class DagTask:
             paths = self._walks(starts, goals, random, self.reaches)
         return self._rendered(starts, goals, paths)
 
-    def kind(self, examples: Examples) -> NDArray[np.uint8]:
+    def token_type(self, examples: Examples) -> NDArray[np.uint8]:
         """The part that each token plays: "first" repeats the start, "last" the goal. See `Task.kind`."""
         columns, lengths = np.arange(examples.tokens.shape[1]), examples.lengths[:, None]
         kinds = np.select([columns < 4, columns < lengths - 2, columns == lengths - 2, columns == lengths - 1],
@@ -176,7 +176,7 @@ class DagTask:
         """[N] tokens of each question: start, goal and colon; see `GeneratedAnswers.prompts`."""
         return np.full(len(examples.tokens), 3)
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[Row]:
+    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
         """The share of valid answers by degree; `predicted` [N, A] are generated answers (`GeneratedAnswers`).
 
         Each row has the columns `degree` (0 to 3, or "all"), `seen` ("all": no question is trained on), `count`,
@@ -196,7 +196,7 @@ class DagTask:
             measures[name] = self._judged(starts, goals, self._walks(starts, goals, random, preferred))["valid"]
         return mean_rows({}, measures, {"degree": examples.slices["degree"]}, np.zeros(len(starts), np.bool_))
 
-    def summary(self, rows: list[Row]) -> dict[str, float]:
+    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
         """Valid answers beside the random walk's, of all questions and by degree."""
         found: dict[str, float] = {}
         for row in rows:
@@ -297,10 +297,10 @@ class DagTask:
         return Examples(
             tokens=np.where(document, tokens, 0).astype(np.uint16),
             lengths=lengths,
-            trained=document if self.config.loss == "all" else answer,
-            scored=answer,
+            loss_mask=document if self.config.loss == "all" else answer,
+            score_mask=answer,
             slices={"degree": self.degrees[starts, goals]},
-            keys=draws(stream("dag", "hash", self.config.graph), pair, 1),
-            marks={},
-            spans=np.where(answer, remaining, 1).astype(np.uint8),
+            fingerprints=draws(stream("dag", "hash", self.config.graph), pair, 1),
+            token_features={},
+            horizons=np.where(answer, remaining, 1).astype(np.uint8),
         )

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from lab.config import Config
 from lab.errors import BadInput
-from lab.tasks.base import Examples, Row, Split, Task
+from lab.tasks.base import Examples, ScoreRow, Split, Task
 from lab.tasks.polynomials.task import Polynomials
 from lab.tasks.stories.task import Stories
 from lab.tasks.text.task import Text
@@ -78,8 +78,9 @@ class MixtureTask:
         self._names = sorted(tasks, key=lambda name: (name != scored, name))  # the scored part keeps its token ids
         self._tasks, self._weights = [tasks[name] for name in self._names], [weights[name] for name in self._names]
         self._scored = tasks[scored]
-        self.choice, self.levels = self._scored.choice, self._scored.levels
-        self.slices, self.across, self.kinds = self._scored.slices, self._scored.across, self._scored.kinds
+        self.metric, self.baselines = self._scored.metric, self._scored.baselines
+        self.slices, self.main_slice = self._scored.slices, self._scored.main_slice
+        self.token_types = self._scored.token_types
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
@@ -114,9 +115,9 @@ class MixtureTask:
         """The number of examples; the scored part's, when not of training."""
         return None if split == "train" else self._scored.size(split)
 
-    def longest(self, split: Split) -> int:
+    def max_length(self, split: Split) -> int:
         """An upper bound on the tokens of one example of a split."""
-        return max(task.longest(split) for task in (self._tasks if split == "train" else [self._scored]))
+        return max(task.max_length(split) for task in (self._tasks if split == "train" else [self._scored]))
 
     def turns(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Whose turn it is: the part [N] of each training example at `indices` [N], and its index [N] in that part."""
@@ -142,25 +143,25 @@ class MixtureTask:
         whole = Examples(
             tokens=np.zeros(shape, np.uint16),
             lengths=np.zeros(len(indices), np.int64),
-            trained=np.zeros(shape, np.bool_),
-            scored=np.zeros(shape, np.bool_),
+            loss_mask=np.zeros(shape, np.bool_),
+            score_mask=np.zeros(shape, np.bool_),
             slices={"part": np.array(self._names)[part]},
-            keys=np.zeros((len(indices), keys), np.uint64),
-            marks={"kind": np.zeros(shape, np.uint8)},
-            spans=np.ones(shape, np.uint8) if any(each.spans is not None for each in told.values()) else None,
+            fingerprints=np.zeros((len(indices), keys), np.uint64),
+            token_features={"kind": np.zeros(shape, np.uint8)},
+            horizons=np.ones(shape, np.uint8) if any(each.spans is not None for each in told.values()) else None,
         )
         for k, each in told.items():
             mine = np.flatnonzero(part == k)
             inside = np.arange(each.tokens.shape[1]) < each.lengths[:, None]
             whole.tokens[mine, : each.tokens.shape[1]] = self._ids[k][each.tokens] * inside
             whole.lengths[mine] = each.lengths
-            whole.trained[mine, : each.tokens.shape[1]] = each.trained
-            if whole.spans is not None and each.spans is not None:
-                whole.spans[mine, : each.tokens.shape[1]] = each.spans
-            whole.keys[mine, : each.keys.shape[1]] = each.keys
+            whole.loss_mask[mine, : each.tokens.shape[1]] = each.trained
+            if whole.horizons is not None and each.spans is not None:
+                whole.horizons[mine, : each.tokens.shape[1]] = each.spans
+            whole.fingerprints[mine, : each.keys.shape[1]] = each.keys
             if self._tasks[k] is self._scored:
-                whole.scored[mine, : each.tokens.shape[1]] = each.scored
-                whole.marks["kind"][mine, : each.tokens.shape[1]] = self._scored.kind(each)
+                whole.score_mask[mine, : each.tokens.shape[1]] = each.scored
+                whole.token_features["kind"][mine, : each.tokens.shape[1]] = self._scored.token_type(each)
         return whole
 
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
@@ -173,9 +174,9 @@ class MixtureTask:
         text = self._tasks[self._names.index(part)].text([own[token] for token in tokens])
         return {"part": part, "text": text, "tokens": tokens}
 
-    def kind(self, examples: Examples) -> NDArray[np.uint8]:
+    def token_type(self, examples: Examples) -> NDArray[np.uint8]:
         """What tokens of the scored part's examples are; see `Task.kind`. Those of other parts in training are 0."""
-        return examples.marks["kind"] if "part" in examples.slices else self._scored.kind(examples)
+        return examples.token_features["kind"] if "part" in examples.slices else self._scored.token_type(examples)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens as people read them; with spaces between where some are another part's than the scored one's."""
@@ -183,10 +184,10 @@ class MixtureTask:
             return " ".join(self.vocabulary[token] for token in tokens)
         return self._scored.text(tokens)
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[Row]:
+    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
         """The scored part's table."""
         return self._scored.score(examples, predicted, seen)
 
-    def summary(self, rows: list[Row]) -> dict[str, float]:
+    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
         """The scored part's summary."""
         return self._scored.summary(rows)

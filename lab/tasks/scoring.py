@@ -6,15 +6,15 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.tasks.base import Row
+from lab.tasks.base import ScoreRow
 
 
 def mean_rows(
-    about: Row,
+    about: ScoreRow,
     measures: Mapping[str, NDArray[np.generic]],
     slices: Mapping[str, NDArray[np.generic]],
     seen: NDArray[np.bool_],
-) -> list[Row]:
+) -> list[ScoreRow]:
     """Rows of means over N examples: over all of them, and by the values of each slice and their combinations.
 
     A slice with a single value gives no rows of its own, nor do combinations without examples. Rows by `seen` ("seen",
@@ -36,7 +36,7 @@ def mean_rows(
         apart = [(value, values == value) for value in present] if len(present) > 1 else []
         options.append([("all", everything), *apart])
 
-    rows: list[Row] = []
+    rows: list[ScoreRow] = []
     for combination in itertools.product(*options):
         chosen = np.logical_and.reduce([mask for _, mask in combination]) if combination else everything
         parts = {"all": chosen}

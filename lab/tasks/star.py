@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lab.config import Config, Neutral
-from lab.tasks.base import Examples, Landmark, Row, Split, check_indices
+from lab.tasks.base import Examples, Landmark, ScoreRow, Split, check_indices
 from lab.tasks.draws import below, draws32, mixed, stream
 from lab.tasks.holdout import LARGE, KeySet, Questions, redrawn
 from lab.tasks.scoring import mean_rows
@@ -99,11 +99,11 @@ class _Graphs(Questions):
 class StarTask:
     """Paths in path-star graphs as a task; see the module's documentation."""
 
-    choice = "accuracy"
-    levels: tuple[str, ...] = ("chance", "shortcut", "oracle")
+    metric = "accuracy"
+    baselines: tuple[str, ...] = ("chance", "shortcut", "oracle")
     slices: tuple[str, ...] = ("place", "direction", "seen")
-    across = "place"
-    kinds: tuple[str, ...] = ("edges", "sign", "start", "goal", "choice", "between", "last")
+    main_slice = "place"
+    token_types: tuple[str, ...] = ("edges", "sign", "start", "goal", "choice", "between", "last")
 
     def __init__(self, config: Star) -> None:
         self.config = config
@@ -119,7 +119,7 @@ class StarTask:
             *["edges"] * (2 * self._edges), "sign", "start", "goal", "sign",
             "choice", *["between"] * (length - 2), "last",
         ]  # fmt: skip
-        self._plan = np.array([self.kinds.index(kind) for kind in plan], np.uint8)
+        self._plan = np.array([self.token_types.index(kind) for kind in plan], np.uint8)
         questions = math.perm(labels, self._nodes) // math.factorial(arms - 1)
         self._large = questions >= max(LARGE, 4 * (config.validation_examples + config.test_examples))
 
@@ -128,7 +128,7 @@ class StarTask:
         sizes = {"train": None, "validation": self.config.validation_examples, "test": self.config.test_examples}
         return sizes[split]
 
-    def longest(self, split: Split) -> int:
+    def max_length(self, split: Split) -> int:
         """The tokens of every example."""
         return len(self._plan)
 
@@ -163,16 +163,16 @@ class StarTask:
         return Examples(
             tokens=tokens.astype(np.uint16),
             lengths=np.full(count, len(columns)),
-            trained=answer.copy() if self.config.loss == "answer" else np.ones(tokens.shape, np.bool_),
-            scored=answer.copy(),
+            loss_mask=answer.copy() if self.config.loss == "answer" else np.ones(tokens.shape, np.bool_),
+            score_mask=answer.copy(),
             slices={"direction": np.where(graphs.backwards, "backwards", "forwards")},
-            keys=graphs.keys[:, None],
-            marks={},
-            spans=np.broadcast_to(remaining, tokens.shape).astype(np.uint8),
+            fingerprints=graphs.keys[:, None],
+            token_features={},
+            horizons=np.broadcast_to(remaining, tokens.shape).astype(np.uint8),
             inputs=inputs,
         )
 
-    def kind(self, examples: Examples) -> NDArray[np.uint8]:
+    def token_type(self, examples: Examples) -> NDArray[np.uint8]:
         """The part that each token plays; "choice" is place 1 of the answer. See `Task.kind`."""
         return np.broadcast_to(self._plan, examples.tokens.shape).copy()
 
@@ -226,7 +226,7 @@ class StarTask:
             "tokens": tokens,
         }
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[Row]:
+    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
         """Accuracy on whole paths and on each place of them, by direction and, where some were, by seen in training.
 
         Each row has the columns `place` ("all": every node of the path right; else the place, of which 1 is the
@@ -239,7 +239,7 @@ class StarTask:
         """
         truth = examples.tokens[:, self._answer :]
         options = self._options(examples)
-        taken = below(self.config.arms, (mixed(examples.keys[:, 0].copy()) >> np.uint64(32)).astype(np.uint32))
+        taken = below(self.config.arms, (mixed(examples.fingerprints[:, 0].copy()) >> np.uint64(32)).astype(np.uint32))
         shortcut = truth.copy()
         shortcut[:, 0] = np.take_along_axis(options, taken.astype(np.int64)[:, None], axis=1)[:, 0]
         answers = {"accuracy": predicted[:, self._answer :], "shortcut": shortcut, "oracle": truth}
@@ -255,7 +255,7 @@ class StarTask:
             table += mean_rows({"place": place}, measures, slices, familiar)
         return table
 
-    def summary(self, rows: list[Row]) -> dict[str, float]:
+    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
         """Accuracy beside chance, of whole paths and at each place."""
         found: dict[str, float] = {}
         for row in rows:

@@ -42,18 +42,18 @@ def _counted(scored: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 def token_mask(task: Task, examples: Examples, where: Sequence[int | str]) -> NDArray[np.bool_]:
     """[N, L] the tokens of `task`'s examples that any of `where`, places and kinds, names."""
-    kinds = [task.kinds.index(each) for each in where if isinstance(each, str)]
+    kinds = [task.token_types.index(each) for each in where if isinstance(each, str)]
     numbers = [each for each in where if isinstance(each, int)]
     inside = np.arange(examples.tokens.shape[1]) < examples.lengths[:, None]
-    chosen = np.isin(task.kind(examples), kinds) & inside if kinds else np.zeros(inside.shape, np.bool_)
-    for counted in answer_places(examples.scored):
+    chosen = np.isin(task.token_type(examples), kinds) & inside if kinds else np.zeros(inside.shape, np.bool_)
+    for counted in answer_places(examples.score_mask):
         chosen |= np.isin(counted, numbers)
     return chosen
 
 
 def limit_targets(task: Task, examples: Examples, where: Sequence[int | str] | None) -> Examples:
     """The examples, of whose tokens further heads have those as targets that `where` names; None: all."""
-    return examples if where is None else replace(examples, further=token_mask(task, examples, where))
+    return examples if where is None else replace(examples, further_loss_mask=token_mask(task, examples, where))
 
 
 def check_where(task: TaskConfig, where: Sequence[int | str]) -> None:
@@ -72,11 +72,11 @@ def check_where(task: TaskConfig, where: Sequence[int | str]) -> None:
 def _complaint(config: str, name: int | str) -> str | None:
     """Says what is wrong with a name, if anything; remembered, since the experiments of a sweep share it."""
     task: Task = TypeAdapter(TaskConfig).validate_json(config).build()
-    if name == 0 or (isinstance(name, str) and name not in task.kinds):
-        allowed = f"a place in an answer (1, 2, … or -1, -2, …) or one of {', '.join(map(repr, task.kinds))}"
-        return f"{name!r} is not allowed: should be {allowed}{did_you_mean(name, task.kinds)}"
+    if name == 0 or (isinstance(name, str) and name not in task.token_types):
+        allowed = f"a place in an answer (1, 2, … or -1, -2, …) or one of {', '.join(map(repr, task.token_types))}"
+        return f"{name!r} is not allowed: should be {allowed}{did_you_mean(name, task.token_types)}"
     examples = task.examples("train", np.arange(_LOOKED_AT), 0)
-    if (token_mask(task, examples, [name]) & examples.trained).any():
+    if (token_mask(task, examples, [name]) & examples.loss_mask).any():
         return None
-    answer = int((answer_places(examples.scored)[0] * examples.trained).max(initial=0))
+    answer = int((answer_places(examples.score_mask)[0] * examples.loss_mask).max(initial=0))
     return f"{name!r} is not allowed: training has no such target; its longest answer has {answer} tokens"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from lab.analysis import information, loss_weights
-from lab.analysis.finished_run import Trained, opened
+from lab.analysis.finished_run import FinishedRun, open_runs
 from lab.analysis.terms import passes, terms, valid
 from lab.cli.main import cli
 from lab.errors import BadInput, Missing
@@ -134,10 +134,10 @@ def test_a_choice_of_known_entropy_counts_alike_in_both_arguments() -> None:
     task, n = config.build(), 5
     examples = task.examples("train", np.arange(10), 0)
     floors = task.entropies(examples, n)
-    assert examples.spans is not None
-    owner = np.stack([loss_weights.owners(examples.spans, ahead) for ahead in range(1, n + 1)], axis=2)
-    for row, place in zip(*np.nonzero(examples.scored), strict=True):
-        k = int(examples.spans[row, place])
+    assert examples.horizons is not None
+    owner = np.stack([loss_weights.owners(examples.horizons, ahead) for ahead in range(1, n + 1)], axis=2)
+    for row, place in zip(*np.nonzero(examples.score_mask), strict=True):
+        k = int(examples.horizons[row, place])
         if place + k <= examples.tokens.shape[1]:
             total = np.nansum(floors[row][owner[row] == place])  # nan: beyond the end
             assert total == pytest.approx(0.8 * loss_weights.implicit_weight(n, k), abs=1e-6)
@@ -197,7 +197,7 @@ def test_gradients_of_kinds_are_autograds(objective: Any) -> None:
     task = CIRCUIT.build()
     examples = task.examples("test", np.arange(2), 0)
     model = build_model(MODEL, objective, len(task.vocabulary), 0).double()
-    n, kind, spans = model.objective.n, task.kind(examples), examples.spans
+    n, kind, spans = model.objective.n, task.token_type(examples), examples.horizons
     assert spans is not None
     rows = {row["kind"]: row for row in loss_weights._by_kind(model, task, twice(examples), [1.0] * n)}
 
@@ -212,7 +212,7 @@ def test_gradients_of_kinds_are_autograds(objective: Any) -> None:
         target = place + head
         owner = next(t for t in range(place + 1, target + 1) if t + spans[row, t] > target)
         scale = (1.0 if importance is None else float(importance[row, place])) / counts[head - 1]
-        name = task.kinds[kind[row, owner]]
+        name = task.token_types[kind[row, owner]]
         sums[name] = sums.get(name, 0.0) + nats[row, place, head - 1] * scale
     assert rows.keys() == sums.keys()
     for name, loss in sums.items():
@@ -302,7 +302,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_snapshots_are_the_weights_on_the_way(store: Path, tmp_path: Path) -> None:
     experiment = choices_run(store, "objective.n=2")
-    [run] = opened(experiment.identity, "cpu", store)
+    [run] = open_runs(experiment.identity, "cpu", store)
     assert run.steps == [0, 10, 20, 30]
     start = build_model(experiment.model, experiment.objective, len(run.task.vocabulary), experiment.seed)
     for step, model in run.models(every=True):
@@ -320,7 +320,7 @@ def test_balanced_heads_weigh_as_they_did(tmp_path: Path) -> None:
     """The loss of all kinds together is the training loss with the weights that the run logged there."""
     experiment = choices_run(tmp_path, "objective={name: parallel, n: 2, weights: {name: balanced, every: 1}}")
     execute(experiment, tmp_path)
-    run = Trained(RunDirectory(tmp_path, experiment))
+    run = FinishedRun(RunDirectory(tmp_path, experiment))
     weights = run.head_weights(30)
     assert sum(weights) == pytest.approx(2)
     assert weights[0] != pytest.approx(1, abs=1e-3)
@@ -332,7 +332,7 @@ def test_balanced_heads_weigh_as_they_did(tmp_path: Path) -> None:
 
 
 def test_information_is_a_difference_of_losses(store: Path) -> None:
-    [run] = opened(choices_run(store, "objective.n=2").identity, "cpu", store)
+    [run] = open_runs(choices_run(store, "objective.n=2").identity, "cpu", store)
     [row] = [row for row in information.losses(run, 40, every=False) if row["kind"] == "all"]
     examples = run.test_examples(40)
     model = run.model(30)
@@ -352,7 +352,7 @@ def test_information_is_a_difference_of_losses(store: Path) -> None:
 
 def test_gaps_are_those_of_adding_up_every_token(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(information, "MASS", 1.0)
-    [run] = opened(choices_run(store, "objective.n=2").identity, "cpu", store)
+    [run] = open_runs(choices_run(store, "objective.n=2").identity, "cpu", store)
     model, examples = run.model(30), run.test_examples(1)
     prompt = examples.tokens[0, :7]
     divergence, distance, mass = information._gap(model, prompt)
@@ -376,25 +376,25 @@ def test_gaps_are_those_of_adding_up_every_token(store: Path, monkeypatch: pytes
 
 def test_heads_that_read_ahead_or_are_alone_have_no_gap(store: Path) -> None:
     for objective in ("objective=next_token", "objective={name: sequential, n: 2}"):
-        [run] = opened(choices_run(store, objective).identity, "cpu", store)
+        [run] = open_runs(choices_run(store, objective).identity, "cpu", store)
         assert information.gaps(run, 8) == []
 
 
 def test_running_free_first_agrees_with_the_teacher(store: Path) -> None:
     """The first token is the same question both ways; a whole answer right in one is right in the other."""
     for experiment in (choices_run(store, "objective.n=2"), tiny()):
-        rows = information.mismatch(opened(experiment.identity, "cpu", store)[0], 40)
+        rows = information.mismatch(open_runs(experiment.identity, "cpu", store)[0], 40)
         assert rows[0]["teacher_forced"] == rows[0]["free_running"]
         assert [row["ahead"] for row in rows] == list(range(1, len(rows) + 1))
         assert len(rows) == (3 if experiment.task.name == "polynomials" else 7)  # to the end of a document
 
 
 def test_free_running_repeats_the_right_answers_of_one_who_knows(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
-    [run] = opened(choices_run(store, "objective.n=2").identity, "cpu", store)
+    [run] = open_runs(choices_run(store, "objective.n=2").identity, "cpu", store)
     truth = run.test_examples(40)
 
     def knows(model: Any, prompts: torch.Tensor, lengths: torch.Tensor, tokens: int) -> torch.Tensor:
-        rows = [row for row in range(40) if truth.scored[row].any()]
+        rows = [row for row in range(40) if truth.score_mask[row].any()]
         return torch.stack(
             [
                 torch.from_numpy(np.append(truth.tokens[row], np.zeros(tokens)).astype(np.int64))[
@@ -427,7 +427,7 @@ def test_commands_on_any_run(store: Path, analysis: str) -> None:
 
 
 def test_weights_of_a_run_are_the_closed_form(store: Path) -> None:
-    [run] = opened(choices_run(store, "objective.n=2").identity, "cpu", store)
+    [run] = open_runs(choices_run(store, "objective.n=2").identity, "cpu", store)
     rows = {row["kind"]: row for row in loss_weights.measure(run, 40, every=False)}
     assert (rows["A choice"]["weight"], rows["A choice"]["span"]) == (2, 1.0)
     assert (rows["B choice"]["weight"], rows["B choice"]["span"]) == (3, 3.0)
@@ -447,11 +447,11 @@ def test_a_sweep_is_analysed_when_it_is_done(tmp_path: Path, store: Path) -> Non
     path = tmp_path / "it.yaml"
     path.write_text(yaml.safe_dump(sweep))
     with pytest.raises(Missing, match="1 of 2 runs have no weights"):
-        opened(str(path), "cpu", store)
+        open_runs(str(path), "cpu", store)
     execute(choices_run(store, "objective.n=1"), store)
-    runs = opened(str(path), "cpu", store)
+    runs = open_runs(str(path), "cpu", store)
     assert [run.about["objective.n"] for run in runs] == [1, 2]
-    assert isinstance(runs[0], Trained)
+    assert isinstance(runs[0], FinishedRun)
 
 
 def test_what_only_results_has_is_run_again_for_its_weights(
@@ -467,19 +467,19 @@ def test_what_only_results_has_is_run_again_for_its_weights(
 
 def test_runs_that_cannot_be_opened(tmp_path: Path, store: Path) -> None:
     with pytest.raises(BadInput, match=r"^RUN: 'nothing' is not allowed: should be the directory, label or identity"):
-        opened("nothing", "cpu", store)
+        open_runs("nothing", "cpu", store)
     experiment = tiny("seed=9")
     assert execute(experiment, tmp_path, stop=lambda: True) is None
     with pytest.raises(BadInput, match=r"^RUN: .* is not finished; go on with: lab train"):
-        opened(experiment.identity, "cpu", tmp_path)
+        open_runs(experiment.identity, "cpu", tmp_path)
     execute(experiment, tmp_path)
     directory = RunDirectory(tmp_path, experiment)
     directory.final.write_bytes(b"junk")
     with pytest.raises(BadInput, match=r"^RUN: .*final.safetensors cannot be read"):
-        opened(experiment.identity, "cpu", tmp_path)
+        open_runs(experiment.identity, "cpu", tmp_path)
     directory.final.unlink()
     with pytest.raises(BadInput, match=r"^RUN: .*final.safetensors is gone"):
-        opened(experiment.identity, "cpu", tmp_path)
+        open_runs(experiment.identity, "cpu", tmp_path)
 
 
 def test_agreement_trains(tmp_path: Path) -> None:
@@ -494,9 +494,9 @@ def test_kinds_of_tokens() -> None:
     """Names' tokens come in pairs, later second tokens are what is scored; of polynomials that is the answer."""
     stories = Stories(pronouns=0.0).build()
     examples = stories.examples("train", np.arange(30), 0)
-    kind = stories.kind(examples)
-    first = [name == "first token" for name in stories.kinds].index(True)
-    assert ((kind == 3) == examples.scored).all()
+    kind = stories.token_type(examples)
+    first = [name == "first token" for name in stories.token_types].index(True)
+    assert ((kind == 3) == examples.score_mask).all()
     assert (np.roll(kind == first, 1, axis=1) == (kind >= 2)).all()
     for row in range(30):
         names = stories.record(examples, row)["names"].values()
@@ -505,4 +505,4 @@ def test_kinds_of_tokens() -> None:
         assert (kind[row] == 2).sum() == len(names)  # each is introduced once
     arithmetic = Polynomials().build()
     examples = arithmetic.examples("train", np.arange(30), 0)
-    assert (arithmetic.kind(examples).astype(bool) == examples.scored).all()
+    assert (arithmetic.token_type(examples).astype(bool) == examples.score_mask).all()

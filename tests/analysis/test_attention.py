@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lab.analysis import attention as heads
 from lab.analysis.attention import Looking
-from lab.analysis.finished_run import Trained
+from lab.analysis.finished_run import FinishedRun
 from lab.cli.heads import heads as command
 from lab.experiments.run import execute
 from lab.experiments.store import RunDirectory
@@ -372,7 +372,7 @@ def invoke(*arguments: object) -> Result:
 @pytest.fixture(scope="module")
 def told(store: Path) -> dict[str, Any]:
     runs = [
-        Trained(RunDirectory(store, tiny(f"objective.n={n}", "train.steps=40")), {"objective.n": n}) for n in (1, 2)
+        FinishedRun(RunDirectory(store, tiny(f"objective.n={n}", "train.steps=40")), {"objective.n": n}) for n in (1, 2)
     ]
     done: list[None] = []
     table = heads.analyse(runs, 20, lambda: done.append(None))
@@ -386,7 +386,7 @@ def test_rows_of_runs(store: Path, told: dict[str, Any]) -> None:
     assert [(row["n"], row["step"]) for row in told["models"]] == [(n, step) for n in (1, 2) for step in steps]
     assert len(told["heads"]) == 2 * 3 * 4 * 2  # runs, steps, layers, heads
     run = RunDirectory(store, tiny("objective.n=2", "train.steps=40"))
-    loaded = Trained(run)
+    loaded = FinishedRun(run)
     model, examples = loaded.model(40), loaded.test_examples(20)
     last = [row for row in told["heads"] if row["identity"] == run.experiment.identity and row["step"] == 40]
     assert [row["layer"] for row in last] == ["trunk.0"] * 2 + ["trunk.1"] * 2 + ["head 1"] * 2 + ["head 2"] * 2
@@ -407,7 +407,7 @@ def test_rows_of_runs(store: Path, told: dict[str, Any]) -> None:
 
 
 def test_scores_inside_examples_are_what_a_loop_finds(store: Path, told: dict[str, Any]) -> None:
-    run = Trained(RunDirectory(store, tiny("objective.n=1", "train.steps=40")))
+    run = FinishedRun(RunDirectory(store, tiny("objective.n=1", "train.steps=40")))
     model, examples = run.model(20), run.test_examples(20)
     sums, counts = np.zeros((2, 2)), np.zeros(2)
     for row, length in enumerate(examples.lengths):
@@ -417,7 +417,7 @@ def test_scores_inside_examples_are_what_a_loop_finds(store: Path, told: dict[st
             sums[0] += attention[:, t, t - 1]
             counts[0] += 1
             places = [s + 1 for s in range(t - 1) if tokens[s] == tokens[t - 1]]
-            if examples.scored[row, t] and places:
+            if examples.score_mask[row, t] and places:
                 sums[1] += attention[:, t - 1, places].sum(axis=1)
                 counts[1] += 1
     place = (run.experiment.identity, 20, "trunk.1")
@@ -431,11 +431,11 @@ def test_scores_inside_examples_are_what_a_loop_finds(store: Path, told: dict[st
 def test_pictures(store: Path, told: dict[str, Any]) -> None:
     assert [picture["n"] for picture in told["pictures"]] == [1, 2]
     for picture in told["pictures"]:
-        run = Trained(RunDirectory(store, tiny(f"objective.n={picture['n']}", "train.steps=40")))
+        run = FinishedRun(RunDirectory(store, tiny(f"objective.n={picture['n']}", "train.steps=40")))
         examples = run.test_examples(20)
         tokens = [run.task.vocabulary[token] for token in examples.tokens[picture["example"]]]
         assert picture["tokens"] == tokens[: len(picture["tokens"])]
-        assert all(examples.scored[picture["example"], picture["scored"]])
+        assert all(examples.score_mask[picture["example"], picture["scored"]])
         assert [shown["score"] for shown in picture["heads"]] == list(heads.DRAWN)
         for shown in picture["heads"]:
             rows = [row for row in told["heads"] if row["identity"] == picture["identity"] and row["step"] == 40]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lab.analysis import generation
-from lab.analysis.finished_run import Trained
+from lab.analysis.finished_run import FinishedRun
 from lab.analysis.generation import calibration_error, near_misses, pass_at_k, questions
 from lab.cli.main import cli
 from lab.experiments.run import execute
@@ -62,7 +62,7 @@ def test_answers_are_runs_of_scored_tokens(task: Any) -> None:
     asked = questions(built.examples("test", np.arange(40), 0))
     answers = asked.answers()
     for row, (start, end) in enumerate(zip(asked.starts, asked.ends, strict=True)):
-        scored = asked.examples.scored[row]
+        scored = asked.examples.score_mask[row]
         assert scored[start:end].all()
         assert not scored[start - 1]
         assert end == asked.examples.lengths[row] or not scored[end]
@@ -76,7 +76,7 @@ def test_answers_are_runs_of_scored_tokens(task: Any) -> None:
 def test_near_misses_have_one_token_wrong_that_stands_there_elsewhere() -> None:
     task = Polynomials(prime=3, degree=2).build()
     asked = questions(task.examples("test", np.arange(200), 0))
-    (answers, *misses), counts = near_misses(asked, task.kind(asked.examples))
+    (answers, *misses), counts = near_misses(asked, task.token_type(asked.examples))
     assert len(misses) == generation.MISSES
     assert (counts == generation.MISSES).all()
     for row, answer in enumerate(answers):
@@ -93,7 +93,7 @@ def test_misses_are_of_the_answers_kind() -> None:
     config = Choices(stations=[Station(branches=2, span=1), Station(branches=6, span=1)], road=2)
     task = config.build()
     asked = questions(task.examples("test", np.arange(100), 0))
-    (answers, *misses), counts = near_misses(asked, task.kind(asked.examples))
+    (answers, *misses), counts = near_misses(asked, task.token_type(asked.examples))
     for row, [token] in enumerate(answers.tolist()):
         name = task.vocabulary[token][0]
         assert counts[row] == (1 if name == "A" else generation.MISSES)
@@ -120,15 +120,15 @@ def test_calibration_error() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """A run that has learned something of polynomials."""
     store = tmp_path_factory.mktemp("store")
     experiment = tiny("train.steps=150", "train.lr=1e-2", "evaluation.every=150", "model.width=32")
     execute(experiment, store)
-    return Trained(RunDirectory(store, experiment))
+    return FinishedRun(RunDirectory(store, experiment))
 
 
-def test_generative_accuracy_is_exact_match(run: Trained) -> None:
+def test_generative_accuracy_is_exact_match(run: FinishedRun) -> None:
     """Greedy answers are right as often as every teacher-forced token of the answer is: what the run's result says."""
     result = run.directory.read_result()
     assert result
@@ -144,9 +144,9 @@ def test_generative_accuracy_is_exact_match(run: Trained) -> None:
     assert 0 < given < chosen
 
 
-def test_likelihoods_are_those_of_reading_each_answer(run: Trained) -> None:
+def test_likelihoods_are_those_of_reading_each_answer(run: FinishedRun) -> None:
     model, asked = run.model(run.steps[-1]), questions(run.test_examples(12))
-    for answers in near_misses(asked, run.task.kind(asked.examples))[0][:2]:
+    for answers in near_misses(asked, run.task.token_type(asked.examples))[0][:2]:
         found = generation._likelihoods(model, asked, answers)
         for row, start in enumerate(asked.starts):
             text = torch.from_numpy(np.append(asked.examples.tokens[row, :start].astype(np.int64), answers[row]))[None]
@@ -156,7 +156,7 @@ def test_likelihoods_are_those_of_reading_each_answer(run: Trained) -> None:
             assert found[row] == pytest.approx(float(said.detach().mean()), abs=1e-5)
 
 
-def test_samples_are_counted_question_by_question(run: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_are_counted_question_by_question(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """One who gives the right answer to question q every (q % 4)-th time."""
     asked = questions(run.test_examples(30))
     answers = {
@@ -184,7 +184,7 @@ def test_samples_are_counted_question_by_question(run: Trained, monkeypatch: pyt
         assert count == 12 // (1 + numbers[text] % 4)
 
 
-def test_the_oracle_is_the_best_temperature_of_each_k(run: Trained) -> None:
+def test_the_oracle_is_the_best_temperature_of_each_k(run: FinishedRun) -> None:
     rows = list(generation.passing(run, 60, 8, (1, 4, 8), (0.3, 1.0)))
     slices = list(dict.fromkeys(row["slice"] for row in rows))
     assert slices == [words for words, _ in generation.by_slice(run, 60)]
@@ -199,7 +199,7 @@ def test_the_oracle_is_the_best_temperature_of_each_k(run: Trained) -> None:
     assert rows == again
 
 
-def test_the_command(run: Trained) -> None:
+def test_the_command(run: FinishedRun) -> None:
     arguments = ["analyze", "generation", str(run.directory.path), "--examples", "40", "--samples", "5"]
     told = CliRunner().invoke(cli, [*arguments, "--temperature", "0.5", "--json"])
     assert told.exit_code == 0, told.output
@@ -259,11 +259,13 @@ def test_answers_over_seeds() -> None:
 def test_slices_stand_apart() -> None:
     """Fresh and pool names tell the same test stories: asked together, questions would not be independent."""
     stories = tiny("task={name: stories}", "train.context=256", "evaluation.examples=4")
-    run = Trained(RunDirectory(Path("nowhere"), stories))
+    run = FinishedRun(RunDirectory(Path("nowhere"), stories))
     parts = dict(generation.by_slice(run, 40))
     assert list(parts) == ["names fresh", "names pool"]
     assert {len(part.lengths) for part in parts.values()} == {20}
     for words, part in parts.items():
         assert (part.slices["names"] == words.removeprefix("names ")).all()
     choices = tiny("task={name: choices, stations: [{branches: 2, span: 1}]}", "evaluation.examples=4")
-    assert [words for words, _ in generation.by_slice(Trained(RunDirectory(Path("nowhere"), choices)), 5)] == ["all"]
+    assert [words for words, _ in generation.by_slice(FinishedRun(RunDirectory(Path("nowhere"), choices)), 5)] == [
+        "all"
+    ]

@@ -151,7 +151,7 @@ def test_accuracy_is_that_of_the_score_table() -> None:
     with torch.no_grad():
         tokens = torch.from_numpy(examples.tokens.astype(np.int64))
         predicted[:, 1:] = next_token_logits(model, tokens)[:, :-1].argmax(-1).numpy()
-    table = task.score(examples, predicted, np.zeros(examples.keys.shape, np.bool_))
+    table = task.score(examples, predicted, np.zeros(examples.fingerprints.shape, np.bool_))
     (row,) = [row for row in table if row["place"] == 1 and row["direction"] == "all" and row["seen"] == "all"]
     assert accuracy(model, task, examples) == pytest.approx(row["accuracy"])
     told = list(cuts(model, task, examples))

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from torch import Tensor
 
 from lab.analysis import speculation
-from lab.analysis.finished_run import Trained
+from lab.analysis.finished_run import FinishedRun
 from lab.analysis.speculation import Prompts, end_token, given_prompt, longest, paper, prompts_of, ways
 from lab.bench import decoding_speed
 from lab.bench.decoding_speed import beside_transformers, characters_per_token, measure
@@ -50,8 +50,8 @@ def choices() -> Experiment:
     return tiny(CHOICES, "objective={name: sequential, n: 2}", "evaluation.examples=10", "train.context=64")
 
 
-def opened(store: Path, experiment: Experiment) -> Trained:
-    return Trained(RunDirectory(store, experiment))
+def opened(store: Path, experiment: Experiment) -> FinishedRun:
+    return FinishedRun(RunDirectory(store, experiment))
 
 
 # Prompts
@@ -64,13 +64,13 @@ def test_prompts_end_where_the_score_begins_to_look(store: Path) -> None:
     for row, length in enumerate(prompts.lengths.tolist()):
         assert run.task.vocabulary[examples.tokens[row, length - 1]] == "="
         assert prompts.tokens[row, :length].tolist() == examples.tokens[row, :length].tolist()
-    assert longest(run) == max(32, run.task.longest("test"))
+    assert longest(run) == max(32, run.task.max_length("test"))
 
 
 def test_prompts_are_half_a_document_where_the_score_begins_earlier(store: Path) -> None:
     run = opened(store, choices())
     prompts, examples = prompts_of(run, 5), run.test_examples(5)
-    assert (examples.scored.argmax(axis=1) < examples.lengths // 2).all()
+    assert (examples.score_mask.argmax(axis=1) < examples.lengths // 2).all()
     assert prompts.lengths.tolist() == (examples.lengths // 2).tolist()
     assert end_token(run) is None
 
@@ -222,7 +222,7 @@ def test_the_command_shows_continuations_and_the_table(store: Path) -> None:
     examples = run.test_examples(4)
     plain = decode(run.model(80), *prompts_of(run, 4)[:2], 5, end=prompts_of(run, 4).end).tokens
     for row in range(command.SHOWN):
-        prompt = run.task.text(examples.tokens[row, : examples.scored[row].argmax()].tolist())
+        prompt = run.task.text(examples.tokens[row, : examples.score_mask[row].argmax()].tolist())
         [line] = {each for each in told.splitlines() if each.startswith(prompt)} or [""]
         kept = re.sub(r"\{[^}]*\}", "", line).replace("[", "").replace("]", "")
         assert kept.split() == [*prompt.split(), *run.task.text(plain[row]).split()]

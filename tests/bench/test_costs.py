@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab.bench import costs
 from lab.bench.costs import (
     NAMED,
     ORDERS,

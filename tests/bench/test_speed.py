@@ -110,9 +110,9 @@ def test_without_masks_the_loss_is_the_same() -> None:
 
 
 def test_rows_hold_documents() -> None:
-    owner = setting().batch(2, V, 4).documents
+    owner = setting().batch(2, V, 4).document_ids
     assert owner.tolist() == [[0] * 8 + [1] * 8 + [2] * 8 + [3] * 10] * 2
-    assert not setting().batch(2, V).documents.any()
+    assert not setting().batch(2, V).document_ids.any()
 
 
 def test_lightning_and_the_bare_loop_end_with_the_same_weights() -> None:
@@ -143,7 +143,7 @@ def test_further_heads_train_on_documents_in_the_order_of_a_run(
     contender.step()
     [(heads, batch, taken)] = seen
     assert (heads, taken) == (n, order)
-    assert sorted(set(batch.documents[0].tolist())) == [*range(DOCUMENTS)]
+    assert sorted(set(batch.document_ids[0].tolist())) == [*range(DOCUMENTS)]
     same = instantiate(small.model, Parallel(n=n), vocabulary)
     assert (contender.n, contender.flops) == (n, training_flops_per_token(same, T))
     assert contender.parameters == non_embedding_parameters(same)
@@ -154,7 +154,7 @@ def test_further_heads_train_on_documents_in_the_order_of_a_run(
 
 def test_the_sweeps_shape_and_the_bounds() -> None:
     sweeps = PRESETS["sweeps"]
-    assert sweeps.model.shape == Shape(layers=6, width=64, heads=4)
+    assert sweeps.model.shape == Shape(layers=6, width=64, attention_heads=4)
     assert (sweeps.context, sweeps.tokens, sweeps.threads, sweeps.vocabulary) == (64, 1024, 1, 32)
     stated = {name: each.ahead for name, each in PRESETS.items() if each.ahead != 1}
     assert stated == {"sweeps": 1.2, "1M": 1.1, "30M": 1.05}

@@ -143,7 +143,7 @@ def test_drafts_change_no_token_of_trained_models_in_fp32(
 ) -> None:
     model = trained(objective)
     examples = tiny().task.build().examples("test", np.arange(0, 90, 7), 0)
-    lengths = torch.from_numpy(examples.scored.argmax(axis=1))
+    lengths = torch.from_numpy(examples.score_mask.argmax(axis=1))
     prompts = torch.from_numpy(examples.tokens.astype(np.int64))[:, : int(lengths.max())]
     assert next(model.parameters()).dtype == torch.float32
     wanted = [one_at_a_time(model, prompt, 12) for prompt in rows_of(prompts, lengths)]
@@ -289,7 +289,7 @@ class Counting(Objective):
         super().__init__()
         self.n, self.wrong = n, wrong
 
-    def latents(
+    def hidden_states(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
     ) -> Iterator[Tensor]:
         here = trunk_BTD.argmax(dim=-1)
@@ -297,10 +297,10 @@ class Counting(Objective):
             wrong = torch.tensor([head > 1 and self.wrong(token, head) for token in range(trunk_BTD.shape[-1])])
             yield nn.functional.one_hot((here + head + wrong[here]) % trunk_BTD.shape[-1], trunk_BTD.shape[-1]).double()
 
-    def read(self, decoder: Decoder, head: int, latent: Tensor) -> Tensor:
-        return latent
+    def logits_of(self, decoder: Decoder, head: int, hidden: Tensor) -> Tensor:
+        return hidden
 
-    def dropped(self) -> frozenset[str]:
+    def training_only(self) -> frozenset[str]:
         return frozenset()
 
 
@@ -371,8 +371,8 @@ def test_tokens_per_forward_of_known_drafts() -> None:
     second: Callable[[int, int], bool] = lambda token, head: head == 2  # noqa: E731
 
     class Second(Counting):
-        def read(self, decoder: Decoder, head: int, latent: Tensor) -> Tensor:
-            return latent + (latent.roll(-1, dims=-1) / 2 if head == 2 else 0)
+        def logits_of(self, decoder: Decoder, head: int, hidden: Tensor) -> Tensor:
+            return hidden + (hidden.roll(-1, dims=-1) / 2 if head == 2 else 0)
 
     model = counting(4, second)
     model.objective = Second(4, second)

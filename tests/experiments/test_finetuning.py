@@ -17,7 +17,7 @@ from lab.cli.main import cli
 from lab.errors import BadInput, Failure
 from lab.experiments import store as stores
 from lab.experiments.experiment import Experiment, experiment_from, load_experiment, overridden
-from lab.experiments.inheritance import inherit, met
+from lab.experiments.inheritance import load_matching, seen_in_training
 from lab.experiments.run import execute
 from lab.experiments.store import RunDirectory, find_run, keep_results
 from lab.experiments.sweep import load_sweep, runs, states
@@ -66,7 +66,7 @@ def test_heads_are_kept_dropped_and_added(store: Path, before: int, after: int) 
     experiment = begun(store, SOURCES[before].label, f"objective.n={after}", "seed=5")
     theirs = weights_of(store, SOURCES[before])
     drawn, model = model_of(experiment), model_of(experiment)
-    counts = inherit(model, theirs)
+    counts = load_matching(model, theirs)
     initial, own = drawn.state_dict(), model.state_dict()
     heads = [f"objective.heads.{index}" for index in range(3)]
     kept, fresh = heads[: min(before, after)], heads[before:after]
@@ -87,7 +87,7 @@ def test_heads_are_kept_dropped_and_added(store: Path, before: int, after: int) 
 def test_the_next_token_is_predicted_as_the_source_did_bit_for_bit(store: Path, before: int, after: int) -> None:
     source, ours = model_of(SOURCES[before]), model_of(begun(store, SOURCES[before].label, f"objective.n={after}"))
     source.load_state_dict(weights_of(store, SOURCES[before]))
-    inherit(ours, source.state_dict())
+    load_matching(ours, source.state_dict())
     tokens = torch.from_numpy(tiny().task.build().examples("test", np.arange(60, 80), 0).tokens.astype(np.int64))
 
     def logits(model: LanguageModel) -> list[torch.Tensor]:
@@ -114,15 +114,15 @@ def test_what_is_not_trained_stays_as_it_was(store: Path) -> None:
 
 def test_heads_of_another_kind_are_taken_by_name(store: Path) -> None:
     chained = begun(store, SOURCES[3].label, "objective={name: causal, n: 3}")
-    assert inherit(model_of(chained), weights_of(store, SOURCES[3]))["new"] == {}
+    assert load_matching(model_of(chained), weights_of(store, SOURCES[3]))["new"] == {}
     linear = begun(store, SOURCES[3].label, "objective={name: linear, n: 3}")
-    counts = inherit(model_of(linear), weights_of(store, SOURCES[3]))
+    counts = load_matching(model_of(linear), weights_of(store, SOURCES[3]))
     assert list(counts["taken"]) == ["decoder", "objective.heads.0"]
     assert counts["new"] == {"objective.heads.1": 256, "objective.heads.2": 256}
     assert list(counts["dropped"]) == ["objective.heads.1", "objective.heads.2"]
     stranger = model_of(tiny("objective.n=1"))
     with pytest.raises(BadInput, match="another trunk"):
-        inherit(stranger, weights_of(store, SOURCES[3]))
+        load_matching(stranger, weights_of(store, SOURCES[3]))
 
 
 def test_the_identity_is_the_sources_and_not_its_place(
@@ -237,8 +237,8 @@ def test_what_the_source_was_trained_on_counts_as_seen(store: Path) -> None:
     asked = questions(sets)
     expected = np.zeros(len(asked), np.bool_)
     for step in itertools.islice(Steps(task, source.train, 3, source.seed, 0, asked), source.train.steps):
-        expected[step.asked.numpy()] = True
-    found = met(source, store, asked)
+        expected[step.occurring.numpy()] = True
+    found = seen_in_training(source, store, asked)
     assert 0 < expected.sum() < len(asked)
     assert (found == expected).all()
 
@@ -249,8 +249,8 @@ def test_what_the_source_was_trained_on_counts_as_seen(store: Path) -> None:
     alone = execute(tiny("objective.n=3", "seed=3", "train.steps=2", "train.warmup=1"), store)
     assert seen(execute(first, store)) > max(seen(alone), seen(RunDirectory(store, source).read_result()))
     second = begun(store, first.label, "seed=4", "model.layers=3")
-    assert (met(second, store, asked) >= met(first, store, asked)).all()
-    assert (met(first, store, asked) >= found).all()
+    assert (seen_in_training(second, store, asked) >= seen_in_training(first, store, asked)).all()
+    assert (seen_in_training(first, store, asked) >= found).all()
 
 
 # Sweeps.

@@ -40,7 +40,9 @@ def model() -> LanguageModel:
     torch.set_num_threads(1)
     model = build_model(Model(layers=3, width=32, heads=2), Parallel(n=2), len(TASK.vocabulary), seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    steps = Steps(TASK, Train(batch_tokens=1024, context=32), 2, seed=0, first=0, questions=TEST.keys[:, 0])
+    steps = Steps(
+        TASK, Train(batch_tokens=1024, context=32), 2, seed=0, first=0, evaluation_fingerprints=TEST.fingerprints[:, 0]
+    )
     for step in islice(steps, 250):
         optimizer.zero_grad()
         torch.autograd.backward(losses(model.objective, model.decoder, step.batch, [1.0, 1.0]).total)
@@ -50,7 +52,7 @@ def model() -> LanguageModel:
 
 def right(examples: Examples, predicted: NDArray[np.uint16]) -> NDArray[np.bool_]:
     """[N, 3] whether each coefficient, and the end token, is predicted."""
-    rows = zip(predicted, examples.tokens, examples.scored, strict=True)
+    rows = zip(predicted, examples.tokens, examples.score_mask, strict=True)
     return np.array([guess[scored] == truth[scored] for guess, truth, scored in rows])
 
 
@@ -78,7 +80,7 @@ def test_teacher_forced_scores_are_those_of_greedy_decoding(model: LanguageModel
     forced = right(TEST, predict(model, TEST))
     exact = []
     for row in range(360):
-        tokens, first = document(TEST, row), int(TEST.scored[row].argmax())
+        tokens, first = document(TEST, row), int(TEST.score_mask[row].argmax())
         decoded = greedy(model, torch.tensor([tokens[:first]]), torch.tensor([first]), len(tokens) - first)[0].tolist()
         whole, without_end = decoded == tokens[first:], decoded[:-1] == tokens[first:-1]
         assert (whole, without_end) == (bool(forced[row].all()), bool(forced[row, :-1].all()))
@@ -95,7 +97,7 @@ def test_teacher_forced_scores_are_those_of_greedy_decoding(model: LanguageModel
 
 def test_greedy_is_the_same_for_one_prompt_and_for_many(model: LanguageModel) -> None:
     rows = range(100, 260)
-    firsts = [int(TEST.scored[row].argmax()) for row in rows]
+    firsts = [int(TEST.score_mask[row].argmax()) for row in rows]
     prompts = torch.zeros(len(rows), max(firsts), dtype=torch.int64)
     for i, (row, first) in enumerate(zip(rows, firsts, strict=True)):
         prompts[i, :first] = torch.tensor(document(TEST, row)[:first])
@@ -143,7 +145,7 @@ def test_head_losses_are_means_over_documents_read_alone(
         likelihoods = alone(model, tokens).log_softmax(dim=-1)
         for head in (1, 2):
             for t in range(len(tokens) - head):
-                if examples.trained[row, t + head]:
+                if examples.loss_mask[row, t + head]:
                     nats[head - 1].append(-likelihoods[head - 1, t, tokens[t + head]].item())
     assert head_losses(model, examples) == pytest.approx([np.mean(each) for each in nats], rel=1e-5)
     assert np.mean(nats[0]) != pytest.approx(np.mean(nats[1]), rel=1e-3)

@@ -92,9 +92,9 @@ def test_packing_is_deterministic(lengths: NDArray[np.int64]) -> None:
 def test_documents_are_recovered_from_a_batch(lengths: NDArray[np.int64], n: int, seed: int) -> None:
     examples = random_examples(lengths, seed)
     batch = packed_batch(examples, CONTEXT, n)
-    assert examples.spans is not None
-    assert batch.spans is not None
-    tokens, documents, trained, spans = (each.numpy() for each in (*batch[:3], batch.spans))
+    assert examples.horizons is not None
+    assert batch.horizons is not None
+    tokens, documents, trained, spans = (each.numpy() for each in (*batch[:3], batch.horizons))
     assert tokens.shape == documents.shape == trained.shape == spans.shape == (documents.shape[0], CONTEXT + n)
     assert spans.dtype == np.int64
     for i, length in enumerate(lengths):
@@ -102,8 +102,8 @@ def test_documents_are_recovered_from_a_batch(lengths: NDArray[np.int64], n: int
         places = np.flatnonzero(documents[row] == i)
         assert places.tolist() == list(range(places[0], places[0] + length))
         assert tokens[row, places].tolist() == examples.tokens[i, :length].tolist()
-        assert trained[row, places].tolist() == examples.trained[i, :length].tolist()
-        assert spans[row, places].tolist() == examples.spans[i, :length].tolist()
+        assert trained[row, places].tolist() == examples.loss_mask[i, :length].tolist()
+        assert spans[row, places].tolist() == examples.horizons[i, :length].tolist()
     padding = documents == -1
     assert (~padding).sum() == lengths.sum()
     assert padding[:, CONTEXT:].all()
@@ -114,8 +114,8 @@ def test_documents_are_recovered_from_a_batch(lengths: NDArray[np.int64], n: int
 
 def test_where_no_spans_are_told_a_batch_has_none() -> None:
     examples = random_examples(np.array([3, 5, 20]), seed=0, spans=False)
-    assert packed_batch(examples, CONTEXT, 2).spans is None
-    assert select(examples, slice(1, 3)).spans is None
+    assert packed_batch(examples, CONTEXT, 2).horizons is None
+    assert select(examples, slice(1, 3)).horizons is None
 
 
 @settings(deadline=None)
@@ -132,13 +132,13 @@ def test_a_real_batch_loses_nothing() -> None:
     task = Polynomials(loss="answer", test_examples=10, validation_examples=10).build()
     examples = task.examples("train", np.arange(300), seed=0)
     batch = packed_batch(examples, 128, 4)
-    assert int((batch.documents >= 0).sum()) == examples.lengths.sum()
-    assert int(batch.trained.sum()) == 300 * 6  # five coefficients and the end
+    assert int((batch.document_ids >= 0).sum()) == examples.lengths.sum()
+    assert int(batch.loss_mask.sum()) == 300 * 6  # five coefficients and the end
     assert len(batch.tokens) <= examples.lengths.sum() / 128 * 1.1 + 1
-    assert batch.spans is not None
-    scored = batch.spans[batch.trained].view(300, 6)  # row by row, and so document by document
+    assert batch.horizons is not None
+    scored = batch.horizons[batch.loss_mask].view(300, 6)  # row by row, and so document by document
     assert (scored == torch.tensor([5, 4, 3, 2, 1, 1])).all()
-    assert (batch.spans[~batch.trained] == 1).all()
+    assert (batch.horizons[~batch.loss_mask] == 1).all()
 
 
 @settings(deadline=None)
@@ -153,9 +153,12 @@ def test_select_keeps_examples_whole(lengths: NDArray[np.int64], data: st.DataOb
             one, other = getattr(part, field)[k], getattr(examples, field)[i]
             assert one[: lengths[i]].tolist() == other[: lengths[i]].tolist()
             assert not one[lengths[i] :].any()
-        assert part.spans is not None
-        assert examples.spans is not None
-        assert part.spans[k].tolist() == examples.spans[i, : part.tokens.shape[1]].tolist()
-        assert part.marks["kind"][k].tolist() == examples.marks["kind"][i, : part.tokens.shape[1]].tolist()
+        assert part.horizons is not None
+        assert examples.horizons is not None
+        assert part.horizons[k].tolist() == examples.horizons[i, : part.tokens.shape[1]].tolist()
+        assert (
+            part.token_features["kind"][k].tolist()
+            == examples.token_features["kind"][i, : part.tokens.shape[1]].tolist()
+        )
         assert (part.lengths[k], part.slices["number"][k]) == (lengths[i], i)
-        assert part.keys[k].tolist() == examples.keys[i].tolist()
+        assert part.fingerprints[k].tolist() == examples.fingerprints[i].tolist()

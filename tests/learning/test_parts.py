@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lab.experiments.run import execute
 from lab.experiments.store import RunDirectory, read_json_lines
 from lab.learning import module as learning
-from lab.learning.data import Step, Steps, parts
+from lab.learning.data import StepData, Steps, parts
 from lab.learning.settings import Train
 from lab.models.sizes import Model
 from lab.objectives import build_model
@@ -34,8 +34,8 @@ TOLERANCE = 3e-6
 """Of weights after five steps, which move them by some thousandths: 4e-7 measured."""
 
 
-def steps_of(batch: Batch, n: int) -> Step:
-    return Step(batch, torch.tensor([4, 7]), int((batch.documents >= 0).sum()))
+def steps_of(batch: Batch, n: int) -> StepData:
+    return StepData(batch, torch.tensor([4, 7]), int((batch.document_ids >= 0).sum()))
 
 
 # Which part has what
@@ -47,16 +47,16 @@ def test_every_row_is_in_one_part(rows: int, processes: int, passes: int, n: int
     """As processes and passes share them out; a part without rows is padding, and so without targets."""
     batch = random_batch(seed=rows, n=n, rows=rows)
     batch.tokens[:, 0] = torch.arange(rows)  # which row it is
-    step, shares, met = steps_of(batch if spans else batch._replace(spans=None), n), processes * passes, []
+    step, shares, met = steps_of(batch if spans else batch._replace(horizons=None), n), processes * passes, []
     sizes = []
     for rank in range(processes):
         mine = list(parts(step, n, shares, range(rank, shares, processes)))
         assert len(mine) == passes
         assert [part.tokens for part in mine] == [step.tokens] + [0] * (passes - 1)
-        assert [part.asked.tolist() for part in mine] == [[4, 7]] + [[]] * (passes - 1)
+        assert [part.occurring.tolist() for part in mine] == [[4, 7]] + [[]] * (passes - 1)
         for part in mine:
             assert len(part.batch.tokens) > 0
-            if (part.batch.documents == -1).all():
+            if (part.batch.document_ids == -1).all():
                 sizes.append(0)
                 continue
             sizes.append(len(part.batch.tokens))
@@ -79,7 +79,7 @@ def test_the_mean_of_the_parts_is_the_step(shares: int, order: Any) -> None:
     expected = torch.autograd.grad(whole.total, list(model.parameters()))
     step = steps_of(batch, 3)
     found = [
-        losses(model.objective, model.decoder, part.batch, weights, order, part.numbers)
+        losses(model.objective, model.decoder, part.batch, weights, order, part.loss_denominators)
         for part in parts(step, 3, shares, range(shares))
     ]
     assert sum(each.total.item() for each in found) / shares == pytest.approx(whole.total.item(), rel=1e-12)
@@ -92,8 +92,11 @@ def test_the_mean_of_the_parts_is_the_step(shares: int, order: Any) -> None:
 
 def test_a_head_without_targets_in_any_part() -> None:
     batch = random_batch(seed=5, n=2, rows=3)
-    step = steps_of(batch._replace(documents=torch.arange(14).expand(3, 14)), 2)
-    assert all(part.numbers is not None and (part.numbers == 0.5).all() for part in parts(step, 2, 2, range(2)))
+    step = steps_of(batch._replace(document_ids=torch.arange(14).expand(3, 14)), 2)
+    assert all(
+        part.loss_denominators is not None and (part.loss_denominators == 0.5).all()
+        for part in parts(step, 2, 2, range(2))
+    )
 
 
 # Passes
@@ -216,7 +219,7 @@ def test_a_step_is_read_once_however_many_passes(tmp_path: Path) -> None:
     task = tiny().task.build()
     questions = np.empty(0, np.uint64)
     stream = Steps(task, Train(batch_tokens=256, context=32), 2, 0, 0, questions)
-    expected = sum(int((step.batch.documents >= 0).sum()) for step in islice(stream, 20))
+    expected = sum(int((step.batch.document_ids >= 0).sum()) for step in islice(stream, 20))
     for passes in (1, 4):
         result = execute(tiny("train.steps=20", f"execution.passes={passes}"), tmp_path / str(passes))
         assert result is not None

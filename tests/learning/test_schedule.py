@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lab.learning.data import Step, Steps, StepsDataModule
+from lab.learning.data import StepData, Steps, StepsDataModule
 from lab.learning.module import LearningModule, rate
 from lab.learning.settings import Train
 from lab.models.sizes import Model
@@ -26,7 +26,7 @@ from lab.tasks.polynomials.task import Polynomials
 TASK = Polynomials(
     prime=3, degree=2, train_operations=(1, 2), test_operations=(1, 2), test_examples=20, validation_examples=20
 ).build()
-QUESTIONS = TASK.examples("test", np.arange(40), seed=0).keys[:, 0]
+QUESTIONS = TASK.examples("test", np.arange(40), seed=0).fingerprints[:, 0]
 TRAIN = Train(
     steps=12, batch_tokens=200, context=32, lr=2e-3, warmup=3, decay_ratio=0.1,
     betas=(0.8, 0.9), eps=1e-6, weight_decay=0.3, clip=0.5,
@@ -45,7 +45,7 @@ def learner(train: Train = TRAIN, objective: ObjectiveConfig | None = None) -> L
     return module
 
 
-def steps(train: Train = TRAIN, n: int = 2) -> list[Step]:
+def steps(train: Train = TRAIN, n: int = 2) -> list[StepData]:
     return list(islice(Steps(TASK, train, n, 0, 0, QUESTIONS), train.steps))
 
 
@@ -238,8 +238,8 @@ def test_the_meter_by_hand(objective: Parallel, weights: list[float]) -> None:
         assert means[f"targets_{i + 1}"] == pytest.approx(number / 3)
         assert means[f"weight_{i + 1}"] == pytest.approx(weights[i])
     assert means["loss"] == pytest.approx(np.mean(totals))
-    assert int(module.tokens) == sum(int((step.batch.documents >= 0).sum()) for step in batches)
-    asked = sorted({question for step in batches for question in step.asked.tolist()})
+    assert int(module.tokens) == sum(int((step.batch.document_ids >= 0).sum()) for step in batches)
+    asked = sorted({question for step in batches for question in step.occurring.tolist()})
     assert 0 < len(asked) < len(QUESTIONS)
     assert module.seen.nonzero().flatten().tolist() == asked
 

@@ -86,7 +86,7 @@ def test_float32_is_as_near_to_float64_as_the_plain_formulas_are(monkeypatch: py
 
     def compute(dtype: torch.dtype) -> list[Tensor]:
         leaf = x.to(dtype).requires_grad_()
-        out = layer.to(dtype)(leaf, Context(shared.rotary.to(torch.complex64), shared.documents, dtype=dtype))
+        out = layer.to(dtype)(leaf, Context(shared.rotary.to(torch.complex64), shared.document_ids, dtype=dtype))
         return [out, *torch.autograd.grad(out, (leaf, *layer.parameters()), upstream.to(dtype))]
 
     exact = compute(torch.float64)

@@ -54,7 +54,7 @@ def loss_of(model: LanguageModel, batch: Batch, order: Order, weights: list[floa
 def packed(n: int) -> Batch:
     """Documents of 1 to 6 tokens side by side, padding behind, not every token trained on; a row of padding."""
     batch = random_batch(seed=18, n=n)
-    return batch._replace(documents=batch.documents.index_fill(0, torch.tensor(2), -1))
+    return batch._replace(document_ids=batch.document_ids.index_fill(0, torch.tensor(2), -1))
 
 
 def short(n: int) -> Batch:
@@ -62,7 +62,7 @@ def short(n: int) -> Batch:
     documents = torch.full((2, 8 + n), -1)
     documents[0, :6] = torch.tensor([0, 0, 0, 1, 2, 2])
     documents[1] = torch.arange(8 + n) // 2
-    return random_batch(seed=3, n=n, rows=2, positions=8)._replace(documents=documents)
+    return random_batch(seed=3, n=n, rows=2, positions=8)._replace(document_ids=documents)
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
@@ -234,7 +234,7 @@ class Watched:
         batch = random_batch(seed=0, n=model.objective.n, rows=self.ROWS, positions=self.POSITIONS)
         self.large = Large(self.ROWS * self.POSITIONS * self.VOCABULARY, self.VOCABULARY)
         self.before: list[int] = []
-        """For each read of latents, how many tensors of the size of a head's logits there were."""
+        """For each read of hidden_states, how many tensors of the size of a head's logits there were."""
         for unembedding in (model.decoder.unembedding, *model.objective.unembeddings()):
             unembedding.register_forward_pre_hook(lambda *_: self.before.append(self.large.alive()))
         with self.large:

@@ -119,7 +119,7 @@ def test_the_gradient_is_linear_in_the_dial(name: str, dial: float, order: Order
 class Cut(ParallelHeads):
     """`detached` as it was written before there was a dial."""
 
-    def latents(
+    def hidden_states(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
     ) -> Iterator[Tensor]:
         for index, head in enumerate(self.heads[:heads]):
@@ -169,7 +169,7 @@ def test_passes_add_up_to_a_step(name: str, order: Order) -> None:
     whole = gradients_of(model, loss_of(model, step.batch, order).total)
     shares = 4
     for part in parts(step, N, shares, range(shares)):
-        total = losses(model.objective, model.decoder, part.batch, WEIGHTS, order, part.numbers).total
+        total = losses(model.objective, model.decoder, part.batch, WEIGHTS, order, part.loss_denominators).total
         torch.autograd.backward(total / shares)
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None

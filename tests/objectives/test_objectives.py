@@ -74,8 +74,8 @@ def test_targets_by_brute_force(case: tuple[Batch, int]) -> None:
         expected = torch.full((rows, width - n), -100)
         for b in range(rows):
             for t in range(width - n):
-                here, there = int(batch.documents[b, t]), int(batch.documents[b, t + offset])
-                if here != -1 and here == there and batch.trained[b, t + offset]:
+                here, there = int(batch.document_ids[b, t]), int(batch.document_ids[b, t + offset])
+                if here != -1 and here == there and batch.loss_mask[b, t + offset]:
                     expected[b, t] = batch.tokens[b, t + offset]
         assert torch.equal(targets(batch, offset, width - n), expected)
 
@@ -180,14 +180,14 @@ def test_losses_and_gradients_equal_a_naive_reference(n: int, reduction: Literal
     gradients = torch.autograd.grad(found.total, parameters)
 
     # A forward and a backward pass of its own for each head.
-    inputs, documents = batch.tokens[:, :12], batch.documents[:, :12]
+    inputs, documents = batch.tokens[:, :12], batch.document_ids[:, :12]
     sums, total = [torch.zeros_like(parameter) for parameter in parameters], 0.0
     for i, head in enumerate(heads_of(model), start=1):
         context = model.decoder.context(inputs, documents)
         logits = model.decoder.logits(head(model.decoder(inputs, context), context))
         wanted = torch.full((3, 12), -100)
         for b, t in np.ndindex(3, 12):
-            if documents[b, t] >= 0 and documents[b, t] == batch.documents[b, t + i] and batch.trained[b, t + i]:
+            if documents[b, t] >= 0 and documents[b, t] == batch.document_ids[b, t + i] and batch.loss_mask[b, t + i]:
                 wanted[b, t] = batch.tokens[b, t + i]
         loss, number = naive_loss(logits, wanted)
         assert number > 0
@@ -245,7 +245,7 @@ def test_next_token_logits_do_without_the_other_heads() -> None:
     model = parallel(4)
     tokens = random_batch(seed=0, n=4).tokens
     before, names = next_token_logits(model, tokens), {name for name, _ in model.objective.named_parameters()}
-    dropped = model.objective.dropped()
+    dropped = model.objective.training_only()
     del heads_of(model)[1:]
     assert torch.equal(next_token_logits(model, tokens), before)
     assert dropped == names - {name for name, _ in model.objective.named_parameters()}
@@ -256,11 +256,11 @@ def test_next_token_logits_need_every_parameter_that_is_not_dropped() -> None:
     model = parallel(4)
     torch.autograd.backward(next_token_logits(model, random_batch(seed=0, n=4).tokens).square().sum())
     unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-    assert unused == {f"objective.{name}" for name in model.objective.dropped()}
+    assert unused == {f"objective.{name}" for name in model.objective.training_only()}
 
 
 def test_nothing_is_dropped_of_next_token() -> None:
-    assert parallel(1, NextToken()).objective.dropped() == frozenset()
+    assert parallel(1, NextToken()).objective.training_only() == frozenset()
 
 
 class Counted(nn.Module):
@@ -283,9 +283,9 @@ def test_latents_and_logits_are_computed_when_asked_for() -> None:
         heads[i] = each
     model.decoder.unembedding = unembedding = Counted(model.decoder.unembedding)  # type: ignore[assignment]
     batch = random_batch(seed=0, n=3)
-    context = model.decoder.context(batch.tokens, batch.documents)
+    context = model.decoder.context(batch.tokens, batch.document_ids)
     trunk = model.decoder(batch.tokens, context)
-    for reads, asking in enumerate((model.objective.latents, model.objective.logits)):
+    for reads, asking in enumerate((model.objective.hidden_states, model.objective.logits)):
         for each in (*counted, unembedding):
             each.calls = 0
         made = asking(model.decoder, trunk, context, 3)

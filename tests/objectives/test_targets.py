@@ -65,13 +65,13 @@ def test_places_in_answers_by_brute_force(rows: list[list[bool]]) -> None:
 class Labelled:
     """A task of which nothing is known but the kinds of its tokens, by its examples' marks."""
 
-    kinds = tuple("abcdefghi")
+    token_types = tuple("abcdefghi")
 
-    def kind(self, examples: Examples) -> NDArray[np.uint8]:
-        return examples.marks["kind"]
+    def token_type(self, examples: Examples) -> NDArray[np.uint8]:
+        return examples.token_features["kind"]
 
 
-NAMED = st.lists(st.integers(-4, 4).filter(bool) | st.sampled_from(Labelled.kinds), min_size=1, max_size=4)
+NAMED = st.lists(st.integers(-4, 4).filter(bool) | st.sampled_from(Labelled.token_types), min_size=1, max_size=4)
 
 
 @settings(deadline=None)
@@ -85,18 +85,18 @@ def test_targets_of_further_heads_by_brute_force(
     batch, context = packed_batch(examples, 20, n), 20
     chosen = []
     for row, length in enumerate(lengths.tolist()):
-        names: list[set[Any]] = [{Labelled.kinds[kind]} for kind in examples.marks["kind"][row, :length]]
-        for run in runs_of(examples.scored[row, :length].tolist()):
+        names: list[set[Any]] = [{Labelled.token_types[kind]} for kind in examples.token_features["kind"][row, :length]]
+        for run in runs_of(examples.score_mask[row, :length].tolist()):
             for place, column in enumerate(run):
                 names[column] |= {place + 1, place - len(run)}
         chosen.append([bool(each & set(where)) for each in names])
     for head in range(1, n + 1):
         expected = torch.full((len(batch.tokens), context), -100)
         for b, t in np.ndindex(*expected.shape):
-            document, there = int(batch.documents[b, t]), int(batch.documents[b, t + head])
-            if document == -1 or document != there or not batch.trained[b, t + head]:
+            document, there = int(batch.document_ids[b, t]), int(batch.document_ids[b, t + head])
+            if document == -1 or document != there or not batch.loss_mask[b, t + head]:
                 continue
-            begin = int(torch.nonzero(batch.documents[b] == document)[0])
+            begin = int(torch.nonzero(batch.document_ids[b] == document)[0])
             if head == 1 or chosen[document][t + head - begin]:
                 expected[b, t] = batch.tokens[b, t + head]
         assert torch.equal(targets(batch, head, context), expected)
@@ -107,7 +107,7 @@ def test_targets_of_further_heads_by_brute_force(
 def test_a_batch_keeps_the_named_targets_by_rows(case: tuple[Batch, int], seed: int) -> None:
     batch, n = case
     generator = torch.Generator().manual_seed(seed)
-    batch = batch._replace(further=torch.randint(2, batch.tokens.shape, generator=generator).bool())
+    batch = batch._replace(further_loss_mask=torch.randint(2, batch.tokens.shape, generator=generator).bool())
     for rows in (slice(None, None, 2), slice(1, None, 2)):
         for head in range(1, n + 1):
             positions = batch.tokens.shape[1] - n
@@ -122,11 +122,11 @@ def test_losses_are_means_over_named_targets_by_loops(name: str) -> None:
     batch, model = packed(N), built(name, N).double()
     further = torch.rand(batch.tokens.shape, generator=torch.Generator().manual_seed(5)) < 0.4
     weights, trunk = dict(model.named_parameters()), len(model.decoder.trunk)
-    expected = naive(name, N, weights, trunk, batch._replace(trained=batch.trained & further))
+    expected = naive(name, N, weights, trunk, batch._replace(loss_mask=batch.loss_mask & further))
     expected[0] = naive(name, N, weights, trunk, batch)[0]
     assert min(each.targets for each in expected) > 0
     for order in ORDERS:
-        found = loss_of(model, batch._replace(further=further), order)
+        found = loss_of(model, batch._replace(further_loss_mask=further), order)
         assert found.targets.tolist() == [each.targets for each in expected]
         assert found.nats.tolist() == pytest.approx([each.nats for each in expected], rel=1e-12)
         for key, gradient in gradients_of(model, found.total).items():
@@ -166,7 +166,7 @@ def test_a_second_head_predicts_one_token_of_each_answer_from_one_position(place
     examples = limit_targets(task, task.examples("train", np.arange(40), 0), [place])
     batch = packed_batch(examples, 64, 2)
     rows, columns = torch.nonzero(targets(batch, 2, 64) != -100, as_tuple=True)
-    assert sorted(batch.documents[rows, columns].tolist()) == list(range(40))
+    assert sorted(batch.document_ids[rows, columns].tolist()) == list(range(40))
     for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
         here, after = (task.vocabulary[token] for token in batch.tokens[row, column : column + 2].tolist())
         assert {"operand": here.isdigit() and after == "=", "=": here == "=", "digit": here.isdigit()}[before]
@@ -187,9 +187,9 @@ def test_choices_name_the_choice_and_what_follows_from_it() -> None:
 def test_agreement_names_words_by_slot_and_place() -> None:
     config = Agreement()
     task = config.build()
-    kind = task.kind(task.examples("train", np.arange(40), 0))
-    numbers = {name: int((kind == index).sum()) for index, name in enumerate(task.kinds)}
-    count = {name: sum(map(len, words_of(task, [name]))) for name in task.kinds}
+    kind = task.token_type(task.examples("train", np.arange(40), 0))
+    numbers = {name: int((kind == index).sum()) for index, name in enumerate(task.token_types)}
+    count = {name: sum(map(len, words_of(task, [name]))) for name in task.token_types}
     assert count == numbers
     # Adjectives and noun are one run, the verb is another: the last of either is noun or verb.
     assert words_of(task, [-1]) == words_of(task, ["noun", "verb"])
@@ -201,10 +201,11 @@ def test_stories_name_second_tokens_of_names() -> None:
     examples = task.examples("train", np.arange(20), 0)
     later = token_mask(task, examples, ["second token, later"])
     assert later.any()
-    assert np.array_equal(later, examples.marks["mention"] > 1)
+    assert np.array_equal(later, examples.token_features["mention"] > 1)
     assert np.array_equal(later, token_mask(task, examples, [1]))
     assert np.array_equal(
-        token_mask(task, examples, ["second token, introduced", "second token, later"]), examples.marks["mention"] > 0
+        token_mask(task, examples, ["second token, introduced", "second token, later"]),
+        examples.token_features["mention"] > 0,
     )
 
 
@@ -220,7 +221,7 @@ def test_a_mixture_names_tokens_of_its_scored_part() -> None:
             assert found == []
         else:
             own = alone.examples("train", place[row : row + 1], 0)
-            assert found == np.flatnonzero(own.scored[0]).tolist()
+            assert found == np.flatnonzero(own.score_mask[0]).tolist()
     assert set(part.tolist()) == {0, 1}
 
 
@@ -244,9 +245,9 @@ def test_select_keeps_named_targets(lengths: NDArray[np.int64], data: st.DataObj
     examples = limit_targets(task, random_examples(lengths, seed=1), ["b", 1])
     rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=9)))
     part = select(examples, rows)
-    assert examples.further is not None
-    assert part.further is not None
-    assert part.further.tolist() == examples.further[rows, : lengths[rows].max()].tolist()
+    assert examples.further_loss_mask is not None
+    assert part.further_loss_mask is not None
+    assert part.further_loss_mask.tolist() == examples.further_loss_mask[rows, : lengths[rows].max()].tolist()
 
 
 def test_analyses_know_which_targets_there_are() -> None:

@@ -127,7 +127,9 @@ def layer(weights: Weights, name: str, xs: Vectors, places: list[int]) -> Vector
     return out
 
 
-def latents(name: str, n: int, weights: Weights, tokens: list[int], z: Vectors, places: list[int]) -> list[Vectors]:
+def hidden_states(
+    name: str, n: int, weights: Weights, tokens: list[int], z: Vectors, places: list[int]
+) -> list[Vectors]:
     """What each head's unembedding gets, for one document; `z` are the trunk's outputs."""
 
     def head(i: int, xs: Vectors) -> Vectors:
@@ -186,8 +188,8 @@ def naive(name: str, n: int, weights: Weights, trunk_layers: int, batch: Batch) 
     found: list[Vectors] = [[] for _ in range(heads)]
     nats = [0.0] * heads
     positions = batch.tokens.shape[1] - heads
-    assert batch.spans is not None
-    everything = (each.tolist() for each in (batch.tokens, batch.documents, batch.trained, batch.spans))
+    assert batch.horizons is not None
+    everything = (each.tolist() for each in (batch.tokens, batch.document_ids, batch.loss_mask, batch.horizons))
     for row, owners, trained, spans in zip(*everything, strict=True):
         for document in sorted({owner for owner in owners if owner >= 0}):
             columns = [column for column, owner in enumerate(owners) if owner == document]
@@ -197,7 +199,7 @@ def naive(name: str, n: int, weights: Weights, trunk_layers: int, batch: Batch) 
                 xs = layer(weights, f"decoder.trunk.{k}", xs, places)
             if not xs:
                 continue
-            for i, ends in enumerate(latents(name, heads, weights, tokens, xs, places), start=1):
+            for i, ends in enumerate(hidden_states(name, heads, weights, tokens, xs, places), start=1):
                 own = name == "replicated" and i > 1
                 unembedding = weights[f"objective.replicas.{i - 2}.weight" if own else "decoder.unembedding.weight"]
                 for t, x in enumerate(ends):
@@ -234,10 +236,12 @@ def test_losses_and_gradients_are_what_loops_compute(name: str, n: int, fields: 
     model, batch = built(name, n, **fields).double(), random_batch(seed=18, n=heads, rows=2)
     trunk = LAYERS - (1 if name in ("linear", "reweighted") else n) + fields.get("extra_layers", 0)
     assert len(model.decoder.trunk) == trunk
-    lengths = [(row == document).sum().item() for row in batch.documents for document in row.unique() if document >= 0]
+    lengths = [
+        (row == document).sum().item() for row in batch.document_ids for document in row.unique() if document >= 0
+    ]
     assert min(lengths) == 1  # too short for any target
     assert max(lengths) > heads
-    assert (batch.documents == -1).any()
+    assert (batch.document_ids == -1).any()
 
     weights = dict(model.named_parameters())
     found = losses(model.objective, model.decoder, batch, model.config.head_weights(done=0))
@@ -261,11 +265,11 @@ def test_implicit_weights_are_those_of_the_paper(n: int) -> None:
     spans = torch.tensor([[9, 1, 2, n - 1, n, n + 1, 60]])
     grid = torch.zeros_like(spans)
     batch = Batch(grid, grid, grid.bool(), spans)
-    importance = model.objective.importance(batch)
+    importance = model.objective.token_weights(batch)
     assert importance is not None
     most = n * (n + 1) // 2
     assert importance.tolist() == [[n, 2 * n - 1, most - 1, most, most, most]]  # of targets: the first token is none
-    without = model.objective.importance(batch._replace(spans=None))
+    without = model.objective.token_weights(batch._replace(horizons=None))
     assert without is not None
     assert without.tolist() == [[n] * 6]
 
@@ -357,9 +361,9 @@ def test_next_token_logits_need_what_is_not_dropped_and_nothing_else(name: str, 
     before = next_token_logits(model, tokens)
     torch.autograd.backward(before.square().sum())
     unused = {key for key, parameter in model.named_parameters() if parameter.grad is None}
-    assert unused == {f"objective.{key}" for key in model.objective.dropped()}
+    assert unused == {f"objective.{key}" for key in model.objective.training_only()}
     parameters = dict(model.objective.named_parameters())
-    for key in model.objective.dropped():
+    for key in model.objective.training_only():
         parameters[key].data.fill_(torch.nan)
     assert torch.equal(next_token_logits(model, tokens), before)
     per_head = {"parallel": 6, "linear": 1, "replicated": 7, "causal": 6, "sequential": 9, "detached": 6}
@@ -385,7 +389,7 @@ def counting(calls: list[int]) -> Callable[[nn.Module, Any, Any], None]:
 
 @each_of_many_heads
 def test_latents_and_logits_are_computed_when_asked_for(name: str) -> None:
-    """Logits are what is large; of the layers, only anticausal heads need all for the first latents."""
+    """Logits are what is large; of the layers, only anticausal heads need all for the first hidden_states."""
     model, trunk, heads, unembeddings = built(name, 3), [0], [0], [0]
     model.decoder.trunk[0].register_forward_hook(counting(trunk))
     assert isinstance(model.objective.heads, nn.ModuleList)
@@ -397,7 +401,7 @@ def test_latents_and_logits_are_computed_when_asked_for(name: str) -> None:
     inputs = tokens[:, :-3]
     context = model.decoder.context(inputs, None)
     output = model.decoder(inputs, context)
-    for reads, asking in enumerate((model.objective.latents, model.objective.logits)):
+    for reads, asking in enumerate((model.objective.hidden_states, model.objective.logits)):
         heads[0] = unembeddings[0] = 0
         made = asking(model.decoder, output, context, 3, tokens[:, :-1])
         assert trunk + heads + unembeddings == [1, 0, 0]
@@ -412,11 +416,11 @@ def test_logits_are_read_off_latents(name: str) -> None:
     model, tokens = built(name, 3), random_batch(seed=0, n=3).tokens
     inputs = tokens[:, :-3]
     context = model.decoder.context(inputs, None)
-    made = model.objective.latents(model.decoder, model.decoder(inputs, context), context, 3, tokens[:, :-1])
+    made = model.objective.hidden_states(model.decoder, model.decoder(inputs, context), context, 3, tokens[:, :-1])
     logits = model.objective.logits(model.decoder, model.decoder(inputs, context), context, 3, tokens[:, :-1])
-    for head, (latent, expected) in enumerate(zip(made, logits, strict=True), start=1):
-        assert torch.equal(model.objective.read(model.decoder, head, latent), expected)
-        some = model.objective.read(model.decoder, head, latent.flatten(0, 1)[3:7])  # of any positions
+    for head, (hidden, expected) in enumerate(zip(made, logits, strict=True), start=1):
+        assert torch.equal(model.objective.logits_of(model.decoder, head, hidden), expected)
+        some = model.objective.logits_of(model.decoder, head, hidden.flatten(0, 1)[3:7])  # of any positions
         torch.testing.assert_close(some, expected.flatten(0, 1)[3:7])
 
 

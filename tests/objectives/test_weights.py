@@ -241,7 +241,7 @@ def norms(objective: Objective, decoder: Decoder, batch: Batch) -> list[float]:
     """Of each head's mean loss, the gradient's norm at the trunk's output."""
     found = []
     inputs = batch.tokens[:, : -objective.n]
-    context = decoder.context(inputs, batch.documents[:, : -objective.n])
+    context = decoder.context(inputs, batch.document_ids[:, : -objective.n])
     for head in range(1, objective.n + 1):
         trunk = decoder(inputs, context).detach().requires_grad_()
         *_, logits = objective.logits(decoder, trunk, context, head, batch.tokens[:, :-1])

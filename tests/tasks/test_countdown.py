@@ -92,19 +92,19 @@ def test_an_evaluator_confirms_2000_shown_answers(fields: dict[str, Any]) -> Non
 def test_every_row_is_a_solution(config: Countdown, first: int, seed: int) -> None:
     task = config.build()
     examples = task.examples("train", np.arange(first, first + 8), seed)
-    assert examples.tokens.shape == (8, task.longest("train"))
+    assert examples.tokens.shape == (8, task.max_length("train"))
     assert examples.tokens.max() < len(task.vocabulary)
     for row in range(8):
         check(task.record(examples, row), config)
         words = task.record(examples, row)["text"].split()
-        kinds = [task.kinds[kind] for kind in task.kind(examples)[row]]
+        kinds = [task.token_types[kind] for kind in task.token_type(examples)[row]]
         assert [word for word, kind in zip(words, kinds, strict=True) if kind == "operator"] == [
             word for word in words[words.index(":") :] if word in "+-*/"
         ]
         assert kinds.count("pause") == config.pause == words.count("_")
         assert kinds[-1] == "end"
         start = words.index(":") + 1
-        assert examples.scored[row].nonzero()[0].tolist() == list(range(start, len(words)))
+        assert examples.score_mask[row].nonzero()[0].tolist() == list(range(start, len(words)))
         assert task.prompts(examples)[row] == start
         assert len(words) - start == task.longest_answer
 
@@ -163,7 +163,7 @@ def test_any_solution_counts_and_nothing_else() -> None:
     first, second = np.mean(steps, axis=0)
     assert found == pytest.approx({"all": np.mean(solved), 1: first, 2: second})
     summary = task.summary(rows)
-    assert summary[task.choice] == found["all"]
+    assert summary[task.metric] == found["all"]
     assert summary["valid_equation_1"] == found[1]
 
 
@@ -228,15 +228,15 @@ def test_keys_are_of_the_question_not_its_spelling() -> None:
     task = Countdown(numbers=2, largest=20).build()
     examples = task.examples("train", np.arange(3000), 0)
     questions = [question(task.record(examples, row)) for row in range(3000)]
-    pairs = set(zip(questions, examples.keys[:, 0].tolist(), strict=True))
-    assert len(set(questions)) == len(set(examples.keys[:, 0].tolist())) == len(pairs) < 1000
+    pairs = set(zip(questions, examples.fingerprints[:, 0].tolist(), strict=True))
+    assert len(set(questions)) == len(set(examples.fingerprints[:, 0].tolist())) == len(pairs) < 1000
 
 
 @pytest.mark.parametrize(("config", "kept_out"), [(Countdown(numbers=3, largest=60), True), (SMALL, False)])
 def test_evaluation_is_kept_out_of_large_spaces(config: Countdown, kept_out: bool) -> None:
     task = config.build()
-    asked = [task.examples(split, np.arange(task.size(split) or 0), 0).keys for split in SPLITS[1:]]
-    train = np.concatenate([task.examples("train", np.arange(30_000), seed).keys for seed in (0, 1)])
+    asked = [task.examples(split, np.arange(task.size(split) or 0), 0).fingerprints for split in SPLITS[1:]]
+    train = np.concatenate([task.examples("train", np.arange(30_000), seed).fingerprints for seed in (0, 1)])
     assert np.isin(np.concatenate(asked), train).any() == (not kept_out)
     if kept_out:
         validation, test = asked
@@ -258,7 +258,7 @@ def test_examples_are_pure(config: Countdown, split: Split) -> None:
     task, indices = config.build(), np.arange(40)
     whole, some = task.examples(split, indices, 3), config.build().examples(split, np.array([31, 3]), 3)
     assert (some.tokens == whole.tokens[[31, 3]]).all()
-    assert (some.keys == whole.keys[[31, 3]]).all()
+    assert (some.fingerprints == whole.fingerprints[[31, 3]]).all()
     assert (task.examples(split, indices, 4).tokens != whole.tokens).any() == (split == "train")
     assert len(task.examples(split, indices[:0], 3).lengths) == 0
     with pytest.raises(IndexError):
@@ -268,7 +268,12 @@ def test_examples_are_pure(config: Countdown, split: Split) -> None:
 def digest(config: Countdown, split: Split) -> str:
     task = config.build()
     examples = task.examples(split, np.arange(task.size(split) or 64), 0)
-    parts = [examples.tokens.astype("<u2"), examples.trained, examples.scored, examples.keys.astype("<u8")]
+    parts = [
+        examples.tokens.astype("<u2"),
+        examples.loss_mask,
+        examples.score_mask,
+        examples.fingerprints.astype("<u8"),
+    ]
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
 

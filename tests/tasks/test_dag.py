@@ -163,7 +163,7 @@ def test_every_graph_is_consistent(config: Dag) -> None:
     for record in asked:
         check(record, after, config.nodes)
         assert record["degree"] == degree_of(after, observed, record["start"], record["goal"])
-        assert len(record["tokens"]) <= task.longest("test")
+        assert len(record["tokens"]) <= task.max_length("test")
     assert max(len(record["path"]) for record in corpus + asked) + 1 <= task.longest_answer
 
 
@@ -285,8 +285,8 @@ def test_examples_are_pure(split: Split) -> None:
         length = whole.lengths[index]
         assert some.lengths[row] == length
         assert (some.tokens[row, :length] == whole.tokens[index, :length]).all()
-        assert some.keys[row] == whole.keys[index]
-    assert (task.examples(split, indices, 4).keys != whole.keys).any() == (split == "train")
+        assert some.fingerprints[row] == whole.fingerprints[index]
+    assert (task.examples(split, indices, 4).fingerprints != whole.fingerprints).any() == (split == "train")
     assert len(task.examples(split, indices[:0], 3).lengths) == 0
     if split != "train":
         with pytest.raises(IndexError):
@@ -297,21 +297,26 @@ def test_kinds_and_masks() -> None:
     task = SMALL.build()
     examples = task.examples("test", np.arange(30), 0)
     answer = SMALL.model_copy(update={"loss": "answer"}).build().examples("test", np.arange(30), 0)
-    assert (answer.trained == answer.scored).all()
+    assert (answer.loss_mask == answer.score_mask).all()
     for row in range(30):
         length = examples.lengths[row]
-        kinds = [task.kinds[kind] for kind in task.kind(examples)[row, :length]]
+        kinds = [task.token_types[kind] for kind in task.token_type(examples)[row, :length]]
         assert kinds == ["start", "goal", "sign", "first", *["between"] * (length - 6), "last", "end"]
-        assert examples.scored[row].nonzero()[0].tolist() == list(range(3, length))
-        assert examples.trained[row].nonzero()[0].tolist() == list(range(length))
-        assert examples.spans is not None
-        assert examples.spans[row, :length].tolist() == [1, 1, 1, *range(length - 3, 0, -1)]
+        assert examples.score_mask[row].nonzero()[0].tolist() == list(range(3, length))
+        assert examples.loss_mask[row].nonzero()[0].tolist() == list(range(length))
+        assert examples.horizons is not None
+        assert examples.horizons[row, :length].tolist() == [1, 1, 1, *range(length - 3, 0, -1)]
 
 
 def digest(config: Dag, split: Split) -> str:
     task = config.build()
     examples = task.examples(split, np.arange(task.size(split) or 64), 0)
-    parts = [examples.tokens.astype("<u2"), examples.trained, examples.scored, examples.keys.astype("<u8")]
+    parts = [
+        examples.tokens.astype("<u2"),
+        examples.loss_mask,
+        examples.score_mask,
+        examples.fingerprints.astype("<u8"),
+    ]
     parts.append(examples.slices["degree"].astype("<i8"))
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 

@@ -15,7 +15,7 @@ from scipy import stats
 from lab.config import validated
 from lab.errors import BadInput
 from lab.tasks.agreement import Agreement
-from lab.tasks.base import Known
+from lab.tasks.base import HasEntropies
 from lab.tasks.choices import Choices, Station
 
 Document = tuple[str, ...]
@@ -129,7 +129,7 @@ CIRCUITS = [
 def test_entropies_of_choices_are_those_of_enumeration(config: Choices) -> None:
     task, documents, n = config.build(), circuits(config), 9
     examples = task.examples("train", np.arange(60), 0)
-    assert isinstance(task, Known)
+    assert isinstance(task, HasEntropies)
     found = task.entropies(examples, n)
     texts = [tuple(task.text(row.tolist()).split()) for row in examples.tokens]
     for ahead in range(1, n + 1):
@@ -233,7 +233,7 @@ def test_examples_are_a_function_of_their_index(config: Choices | Agreement) -> 
     assert (some.tokens == whole.tokens[[41, 3]]).all()
     assert (task.examples("train", np.arange(50), 5).tokens != whole.tokens).any()
     assert (task.examples("test", np.arange(9), 4).tokens == task.examples("test", np.arange(9), 5).tokens).all()
-    assert task.kind(whole).max() < len(task.kinds)
+    assert task.token_type(whole).max() < len(task.token_types)
     with pytest.raises(IndexError):
         task.examples("test", np.array([500]), 0)
 
@@ -258,11 +258,11 @@ def test_records_name_the_choices() -> None:
         for choice in record["choices"]:
             word = words[choice["position"]]
             assert word.startswith("AB"[choice["station"]] + str(choice["branch"]))
-            assert examples.spans is not None
-            assert examples.spans[row, choice["position"]] == choice["span"]
+            assert examples.horizons is not None
+            assert examples.horizons[row, choice["position"]] == choice["span"]
         assert len(record["choices"]) == 4
-        assert examples.spans is not None
-        assert (examples.spans[row] > 1).sum() == 2
+        assert examples.horizons is not None
+        assert (examples.horizons[row] > 1).sum() == 2
 
 
 @pytest.mark.parametrize("config", [CIRCUITS[1], Agreement(clauses=2)], ids=["choices", "agreement"])
@@ -272,12 +272,12 @@ def test_scores(config: Choices | Agreement) -> None:
     examples = task.examples("test", np.arange(200), 0)
     seen = np.zeros((200, 0), np.bool_)
     right, wrong = (task.score(examples, each, seen) for each in (examples.tokens, np.zeros_like(examples.tokens)))
-    assert {row[task.choice] for row in right} == {1.0}
-    assert {row[task.choice] for row in wrong} == {0.0}
-    assert task.summary(right)[task.choice] == 1.0
+    assert {row[task.metric] for row in right} == {1.0}
+    assert {row[task.metric] for row in wrong} == {0.0}
+    assert task.summary(right)[task.metric] == 1.0
     if isinstance(config, Choices):
         guess = examples.tokens.copy()
-        for row, place in zip(*np.nonzero(examples.scored), strict=True):
+        for row, place in zip(*np.nonzero(examples.score_mask), strict=True):
             before = task.vocabulary[examples.tokens[row, place - 5]]  # a lap of 2 + 3 tokens
             guess[row, place] = task.vocabulary.index(f"A{(int(before[1]) + 1) % 3}.1")
         [row] = [row for row in task.score(examples, guess, seen) if row["station"] == "all"]

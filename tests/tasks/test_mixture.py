@@ -74,11 +74,11 @@ def test_an_example_is_its_part_s_own_whatever_the_token_ids() -> None:
         assert [task.vocabulary[token] for token in record["tokens"]] == [
             own[name].vocabulary[token] for token in alone.tokens[0, : alone.lengths[0]].tolist()
         ]
-        assert set(examples.keys[row].tolist()) - {0} == set(alone.keys[0].tolist()) - {0}
-        assert (examples.trained[row].nonzero()[0] == alone.trained[0].nonzero()[0]).all()
-        assert examples.spans is not None
-        spans = [1] * examples.tokens.shape[1] if alone.spans is None else alone.spans[0].tolist()
-        assert examples.spans[row].tolist() == spans + [1] * (examples.tokens.shape[1] - len(spans))
+        assert set(examples.fingerprints[row].tolist()) - {0} == set(alone.fingerprints[0].tolist()) - {0}
+        assert (examples.loss_mask[row].nonzero()[0] == alone.loss_mask[0].nonzero()[0]).all()
+        assert examples.horizons is not None
+        spans = [1] * examples.tokens.shape[1] if alone.horizons is None else alone.horizons[0].tolist()
+        assert examples.horizons[row].tolist() == spans + [1] * (examples.tokens.shape[1] - len(spans))
         assert (max(spans) > 1) is (name == "sums")
     assert len(set(task.vocabulary)) == len(task.vocabulary)
 
@@ -86,16 +86,16 @@ def test_an_example_is_its_part_s_own_whatever_the_token_ids() -> None:
 def test_what_follows_from_a_token_reaches_the_batch() -> None:
     examples = mixed(sums=(1, SUMS), stories=(1, SCARCE)).examples("train", np.arange(120), 0)
     batch = packed_batch(examples, 300, 2)
-    assert batch.spans is not None
+    assert batch.horizons is not None
     for i, (length, part) in enumerate(zip(examples.lengths, examples.slices["part"], strict=True)):
         answer = [2, 1, 1] if part == "sums" else []  # two digits, and the end
         expected = [1] * (length - len(answer)) + answer
-        assert batch.spans[batch.documents == i].tolist() == expected
-    assert (batch.spans[batch.documents < 0] == 1).all()
+        assert batch.horizons[batch.document_ids == i].tolist() == expected
+    assert (batch.horizons[batch.document_ids < 0] == 1).all()
 
 
 def test_where_no_part_says_what_follows_a_mixture_does_not() -> None:
-    assert mixed(stories=(1, SCARCE), novels=(9, NOVELS)).examples("train", np.arange(20), 0).spans is None
+    assert mixed(stories=(1, SCARCE), novels=(9, NOVELS)).examples("train", np.arange(20), 0).horizons is None
 
 
 def test_evaluation_is_the_scored_part_s() -> None:
@@ -105,18 +105,18 @@ def test_evaluation_is_the_scored_part_s() -> None:
     assert (ours.tokens == theirs.tokens).all()
     assert task.vocabulary[: len(alone.vocabulary)] == alone.vocabulary
     assert task.record(ours, 3) == alone.record(theirs, 3)
-    seen = np.zeros(ours.keys.shape, bool)
+    seen = np.zeros(ours.fingerprints.shape, bool)
     assert task.score(ours, ours.tokens, seen) == alone.score(theirs, theirs.tokens, seen)
-    assert (task.levels, task.slices, task.across, task.choice) == (
-        alone.levels, alone.slices, alone.across, alone.choice,
+    assert (task.baselines, task.slices, task.main_slice, task.metric) == (
+        alone.baselines, alone.slices, alone.main_slice, alone.metric,
     )  # fmt: skip
 
 
 def test_a_richer_part_shows_the_tokens_that_stories_lack() -> None:
     def reached(task: Task) -> float:
-        known = np.unique(task.examples("train", np.arange(3000), 0).keys)
+        known = np.unique(task.examples("train", np.arange(3000), 0).fingerprints)
         test = task.examples("test", np.arange(2000), 0)
-        rows = task.score(test, test.tokens, np.isin(test.keys, known[known > 0]))
+        rows = task.score(test, test.tokens, np.isin(test.fingerprints, known[known > 0]))
         return float(next(row["oracle"] for row in rows if row["names"] == "fresh"))
 
     assert reached(SCARCE.build()) == pytest.approx(0.8, abs=0.04)

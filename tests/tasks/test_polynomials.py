@@ -18,7 +18,7 @@ from lab.config import validated
 from lab.errors import BadInput
 from lab.learning.data import packed_batch
 from lab.objectives.base import targets
-from lab.tasks.base import Examples, Row, Split, Task
+from lab.tasks.base import Examples, ScoreRow, Split, Task
 from lab.tasks.draws import draws32, stream
 from lab.tasks.holdout import LARGE
 from lab.tasks.polynomials.task import OPERATORS, Expression, Polynomials, PolynomialTask
@@ -60,9 +60,12 @@ def same(left: Examples, right: Examples) -> None:
             for array in (getattr(left, name), getattr(right, name))
         )
         np.testing.assert_array_equal(a, b)
-    assert left.spans is not None
-    assert right.spans is not None
-    a, b = (np.pad(each, ((0, 0), (0, width - each.shape[1])), constant_values=1) for each in (left.spans, right.spans))
+    assert left.horizons is not None
+    assert right.horizons is not None
+    a, b = (
+        np.pad(each, ((0, 0), (0, width - each.shape[1])), constant_values=1)
+        for each in (left.horizons, right.horizons)
+    )
     np.testing.assert_array_equal(a, b)
     for name in ("lengths", "keys"):
         np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
@@ -74,7 +77,7 @@ def same(left: Examples, right: Examples) -> None:
 def rows_of(examples: Examples, rows: NDArray[np.int64]) -> Examples:
     slices = {name: values[rows] for name, values in examples.slices.items()}
     names = ("tokens", "lengths", "trained", "scored", "keys", "spans")
-    return Examples(**{name: getattr(examples, name)[rows] for name in names}, slices=slices, marks={})
+    return Examples(**{name: getattr(examples, name)[rows] for name in names}, slices=slices, token_features={})
 
 
 def count_operations(expression: Expression) -> int:
@@ -107,8 +110,8 @@ def test_it_is_a_task() -> None:
     task: Task = DEFAULT.build()
     examples = task.examples("test", np.arange(20), 0)
     rows = task.score(examples, examples.tokens, np.arange(20)[:, None] % 2 == 0)
-    assert all({task.choice, *task.levels, task.across, *task.slices, "count"} <= row.keys() for row in rows)
-    assert task.choice in task.summary(rows)
+    assert all({task.metric, *task.baselines, task.main_slice, *task.slices, "count"} <= row.keys() for row in rows)
+    assert task.metric in task.summary(rows)
     assert task.vocabulary == (*"0123456", "-", "+", "*", "o", "=", ".", "_", "(", ")")
 
 
@@ -151,22 +154,24 @@ def test_hints_add_tokens_and_change_nothing_else(config: Polynomials, split: Sp
     filler, operand = (task.examples(split, indices, 4) for task in hinted)
     for task, examples in zip(hinted, (filler, operand), strict=True):
         assert task.vocabulary == plain.vocabulary
-        assert task.longest(split) == plain.longest(split) + d
+        assert task.max_length(split) == plain.max_length(split) + d
         np.testing.assert_array_equal(examples.lengths, without.lengths + d)
-        np.testing.assert_array_equal(examples.keys, without.keys)
-        np.testing.assert_array_equal(task.kind(examples) == task.kinds.index("hint"), examples.marks["hint"] == 1)
+        np.testing.assert_array_equal(examples.fingerprints, without.fingerprints)
+        np.testing.assert_array_equal(
+            task.token_type(examples) == task.token_types.index("hint"), examples.token_features["hint"] == 1
+        )
         for row in range(len(indices)):
-            hints = examples.marks["hint"][row] == 1
+            hints = examples.token_features["hint"][row] == 1
             assert hints.sum() == d
-            assert examples.trained[row, hints].all()
+            assert examples.loss_mask[row, hints].all()
             for name in ("tokens", "scored", "trained"):
                 kept = getattr(examples, name)[row, ~hints][: without.lengths[row]]
                 np.testing.assert_array_equal(kept, getattr(without, name)[row, : without.lengths[row]])
     # The two conditions differ in what the hints say, and not in where they stand.
-    np.testing.assert_array_equal(filler.marks["hint"], operand.marks["hint"])
-    assert (filler.tokens[filler.marks["hint"] == 1] == plain.vocabulary.index("_")).all()
-    np.testing.assert_array_equal(filler.tokens != operand.tokens, filler.marks["hint"] == 1)
-    np.testing.assert_array_equal(filler.trained, operand.trained)
+    np.testing.assert_array_equal(filler.token_features["hint"], operand.token_features["hint"])
+    assert (filler.tokens[filler.token_features["hint"] == 1] == plain.vocabulary.index("_")).all()
+    np.testing.assert_array_equal(filler.tokens != operand.tokens, filler.token_features["hint"] == 1)
+    np.testing.assert_array_equal(filler.loss_mask, operand.loss_mask)
 
 
 def test_who_has_to_say_a_hint() -> None:
@@ -178,7 +183,7 @@ def test_who_has_to_say_a_hint() -> None:
     found = {}
     for row, columns in enumerate((batch.tokens == task.vocabulary.index("=")).numpy()):
         for place in np.flatnonzero(columns):
-            found[int(batch.documents[row, place])] = (
+            found[int(batch.document_ids[row, place])] = (
                 near[row, place : place + 10 : 2],
                 far[row, place : place + 10 : 2],
             )
@@ -192,8 +197,8 @@ def test_hints_are_not_scored() -> None:
     for hint in ("filler", "operand"):
         task = Polynomials(hint=hint, **SMALL_SETS).build()
         examples = task.examples("test", np.arange(0, 400, 3), 0)
-        nothing = np.zeros(examples.keys.shape, np.bool_)
-        predicted = np.where(examples.marks["hint"], 8, examples.tokens).astype(np.uint16)
+        nothing = np.zeros(examples.fingerprints.shape, np.bool_)
+        predicted = np.where(examples.token_features["hint"], 8, examples.tokens).astype(np.uint16)
         assert task.summary(task.score(examples, predicted, nothing))["exact_match"] == 1
         predicted[:, :-1] = examples.tokens[:, 1:]  # a hint in the place of the coefficient before it is wrong
         assert task.summary(task.score(examples, predicted, nothing))["exact_match"] == 0
@@ -232,7 +237,7 @@ def test_documents(config: Polynomials, split: Split, seed: int) -> None:
     examples = task.examples(split, np.arange(0, 20, 3), seed)
     low, high = config.test_operations if split == "test" else config.train_operations
     assert examples.tokens.dtype == np.uint16
-    assert examples.tokens.shape[1] == examples.lengths.max() <= task.longest(split)
+    assert examples.tokens.shape[1] == examples.lengths.max() <= task.max_length(split)
     for row, length in enumerate(examples.lengths.tolist()):
         record = task.record(examples, row)
         assert json.loads(json.dumps(record)) == record
@@ -250,13 +255,13 @@ def test_documents(config: Polynomials, split: Split, seed: int) -> None:
         assert length == m * (1 if config.syntax == "prefix" else 3) + leaves * d + config.pause + answer + 2
         place = np.arange(examples.tokens.shape[1])
         scored = np.isin(place, np.arange(length - answer - 1, length, answer // d))
-        np.testing.assert_array_equal(examples.scored[row], scored)
+        np.testing.assert_array_equal(examples.score_mask[row], scored)
         trained = (place < length) & ((place >= length - answer - 1) | (config.loss == "all"))
-        np.testing.assert_array_equal(examples.trained[row], trained)
+        np.testing.assert_array_equal(examples.loss_mask[row], trained)
         # The digits, and those after them: in the question, in pauses, at the end and beyond, nothing follows.
         followed = [1] * (length - answer - 1) + list(range(answer, 0, -1)) + [1] * (len(place) - length + 1)
-        assert examples.spans is not None
-        assert examples.spans[row].tolist() == followed
+        assert examples.horizons is not None
+        assert examples.horizons[row].tolist() == followed
         assert not examples.tokens[row, length:].any()
 
 
@@ -309,8 +314,8 @@ def test_these_are_no_documents(syntax: Any, text: str) -> None:
 
 def test_lengths_at_the_defaults() -> None:
     task = DEFAULT.build()
-    assert [task.longest(split) for split in SPLITS] == [6 * 5 + 12, 6 * 5 + 12, 6 * 10 + 12]
-    assert OTHER.build().longest("test") == 8 * 10 + 12 + 3
+    assert [task.max_length(split) for split in SPLITS] == [6 * 5 + 12, 6 * 5 + 12, 6 * 10 + 12]
+    assert OTHER.build().max_length("test") == 8 * 10 + 12 + 3
     for m in (1, 5, 10):
         examples = task.examples("test", np.arange(2000 * (m - 1), 2000 * m), 0)
         assert set(examples.slices["operations"].tolist()) == {m}
@@ -404,8 +409,8 @@ def test_examples_are_pure(config: Polynomials, split: Split) -> None:
 def digest(config: Polynomials, split: Split) -> str:
     task = config.build()
     examples = task.examples(split, np.arange(0, task.size(split) or 64, 1 if split == "train" else 97), 0)
-    parts = [examples.tokens.astype("<u2"), examples.lengths.astype("<i8"), examples.trained, examples.scored]
-    parts += [examples.slices["operations"].astype("<i8"), examples.keys.astype("<u8")]
+    parts = [examples.tokens.astype("<u2"), examples.lengths.astype("<i8"), examples.loss_mask, examples.score_mask]
+    parts += [examples.slices["operations"].astype("<i8"), examples.fingerprints.astype("<u8")]
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
 
@@ -432,25 +437,29 @@ def test_seeds_move_training_alone() -> None:
     indices = np.arange(50)
     for split in ("validation", "test"):
         same(task.examples(split, indices, 0), task.examples(split, indices, 1))
-    assert not np.isin(task.examples("train", indices, 0).keys, task.examples("train", indices, 1).keys).any()
+    assert not np.isin(
+        task.examples("train", indices, 0).fingerprints, task.examples("train", indices, 1).fingerprints
+    ).any()
 
 
 def test_keys_are_of_the_question_not_its_spelling() -> None:
     indices = np.arange(200)
     config = DEFAULT.model_copy(update={"shape": "split"})
     np.testing.assert_array_equal(
-        config.build().examples("train", indices, 0).keys, OTHER.build().examples("train", indices, 0).keys
+        config.build().examples("train", indices, 0).fingerprints,
+        OTHER.build().examples("train", indices, 0).fingerprints,
     )
     wider = Polynomials(test_operations=(1, 20))
     np.testing.assert_array_equal(
-        wider.build().examples("train", indices, 0).keys, DEFAULT.build().examples("train", indices, 0).keys
+        wider.build().examples("train", indices, 0).fingerprints,
+        DEFAULT.build().examples("train", indices, 0).fingerprints,
     )
     # In a small ring many questions recur: equal keys and equal texts must be the same thing.
     task = Polynomials(prime=2, degree=2, train_operations=(1, 4)).build()
     examples = task.examples("train", np.arange(4000), 0)
     texts = [task.record(examples, row)["text"] for row in range(4000)]
-    pairs = set(zip(texts, examples.keys[:, 0].tolist(), strict=True))
-    assert len(set(texts)) == len(set(examples.keys[:, 0].tolist())) == len(pairs) < 3500
+    pairs = set(zip(texts, examples.fingerprints[:, 0].tolist(), strict=True))
+    assert len(set(texts)) == len(set(examples.fingerprints[:, 0].tolist())) == len(pairs) < 3500
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -477,7 +486,7 @@ def test_training_is_unlimited() -> None:
 
 
 def all_keys(task: PolynomialTask, split: Split, count: int | None = None, seed: int = 0) -> NDArray[np.uint64]:
-    return task.examples(split, np.arange(count or task.size(split) or 0), seed).keys[:, 0]
+    return task.examples(split, np.arange(count or task.size(split) or 0), seed).fingerprints[:, 0]
 
 
 @pytest.mark.parametrize("config", [
@@ -511,8 +520,8 @@ def test_large_spaces_are_told_by_leaves() -> None:
     for split in ("test", "validation"):
         examples = task.examples(split, np.arange(task.size(split) or 0), 0)
         leaves = (examples.lengths - 4 - examples.slices["operations"]) // 2
-        held_out |= set(examples.keys[leaves >= 5, 0].tolist())
-        free |= set(examples.keys[leaves < 5, 0].tolist())
+        held_out |= set(examples.fingerprints[leaves >= 5, 0].tolist())
+        free |= set(examples.fingerprints[leaves < 5, 0].tolist())
     train = set(all_keys(task, "train", 50_000).tolist())
     assert held_out
     assert not train & held_out
@@ -548,7 +557,7 @@ def test_epochs_are_permutations_of_one_corpus() -> None:
 
 def slow_score(
     task: PolynomialTask, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]
-) -> list[Row]:
+) -> list[ScoreRow]:
     d = task.config.degree
     groups: dict[tuple[int, str, str], list[tuple[list[bool], tuple[int, ...]]]] = {}
     for row, length in enumerate(examples.lengths.tolist()):
@@ -585,10 +594,10 @@ def test_scores_against_a_slow_scorer(config: Polynomials, seed: int, share: flo
     generator = np.random.default_rng(seed)
     wrong = generator.random(examples.tokens.shape) < 0.15
     predicted = np.where(wrong, 0, examples.tokens).astype(np.uint16)
-    predicted[~examples.scored] = 1  # must not matter
+    predicted[~examples.score_mask] = 1  # must not matter
     seen = generator.random((len(examples.lengths), 1)) < share
 
-    def ordered(rows: list[Row]) -> list[Row]:
+    def ordered(rows: list[ScoreRow]) -> list[ScoreRow]:
         return sorted(rows, key=lambda row: (row["operations"], row["operator"], row["seen"]))
 
     got, expected = task.score(examples, predicted, seen), slow_score(task, examples, predicted, seen)
@@ -615,7 +624,7 @@ def test_scores_against_a_slow_scorer(config: Polynomials, seed: int, share: flo
 def test_right_and_wrong_ends() -> None:
     task = DEFAULT.build()
     examples = task.examples("test", np.arange(0, 20_000, 500), 0)
-    nothing = np.zeros(examples.keys.shape, np.bool_)
+    nothing = np.zeros(examples.fingerprints.shape, np.bool_)
     perfect = task.summary(task.score(examples, examples.tokens, nothing))
     measures = ("exact_match", "exact_match_without_end", "coefficient_accuracy")
     assert [perfect[name] for name in measures] == [1.0, 1.0, 1.0]
@@ -631,7 +640,7 @@ def test_constant_answers_at_known_rings() -> None:
     for config, low, high in ((DEFAULT, 0.0, 0.006), (Polynomials(prime=3, degree=2), 0.14, 0.28)):
         task = config.build()
         examples = task.examples("test", np.arange(task.size("test") or 0), 0)
-        rows = task.score(examples, examples.tokens, np.zeros(examples.keys.shape, np.bool_))
+        rows = task.score(examples, examples.tokens, np.zeros(examples.fingerprints.shape, np.bool_))
         shares = [row["constant_answer"] for row in rows if row["operator"] == "all"]
         assert len(shares) == 10
         assert low <= min(shares) <= max(shares) <= high
@@ -695,7 +704,7 @@ def test_extreme_configs_work(fields: dict[str, Any]) -> None:
     task = Polynomials(**fields, **SMALL_SETS).build()
     for split in SPLITS:
         examples = task.examples(split, np.arange(10), 0)
-        assert examples.lengths.max() <= task.longest(split)
+        assert examples.lengths.max() <= task.max_length(split)
         for row in range(10):
             record = task.record(examples, row)
             assert task.evaluate(record["expression"]) == record["answer"]

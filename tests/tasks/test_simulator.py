@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from lab.errors import BadInput
 from lab.tasks.base import SPLITS, Split
+from lab.tasks.stories import phrases
 from lab.tasks.stories.induction import StoryTask
 from lab.tasks.stories.simulator import MOST_CHARACTERS, Simulator
-from lab.tasks.stories import phrases
 from lab.tasks.stories.task import Stories
 from lab.tasks.tokenizers import Bpe, Bytes, pieces
 from tests.tasks.retelling import Wrong, retold
@@ -163,9 +163,9 @@ def test_stories_share_no_long_text() -> None:
 
 def test_characters_come_early_and_are_named_often() -> None:
     examples = TASK.examples("train", np.arange(3000), 0)
-    later, characters = examples.scored.sum(axis=1), examples.slices["characters"]
+    later, characters = examples.score_mask.sum(axis=1), examples.slices["characters"]
     assert later.mean() >= 4
-    assert TASK.examples("test", np.arange(100), 0).scored.sum() >= 300
+    assert TASK.examples("test", np.arange(100), 0).score_mask.sum() >= 300
     shares = np.bincount(characters, minlength=5)[1:] / len(characters)
     assert (shares > [0.1, 0.1, 0.1, 0.05]).all()
     for cast in (3, 4):
@@ -227,12 +227,12 @@ def test_lengths_keep_to_their_bounds(recipe: Stories) -> None:
     simulator = task.source
     assert isinstance(simulator, Simulator)
     sentence = max(simulator._longest(event) for event in phrases.EVENTS)
-    assert examples.lengths.max() <= recipe.length[1] == task.longest("train")
+    assert examples.lengths.max() <= recipe.length[1] == task.max_length("train")
     # What did not fit was a sentence, and the end took less than the room kept for it.
     assert examples.lengths.min() >= recipe.length[0] - sentence - simulator._reserve
     assert np.quantile(examples.lengths, 0.02) >= recipe.length[0] - sentence
-    assert np.array_equal(examples.trained, np.arange(examples.tokens.shape[1]) < examples.lengths[:, None])
-    assert (examples.tokens[~examples.trained] == 0).all()
+    assert np.array_equal(examples.loss_mask, np.arange(examples.tokens.shape[1]) < examples.lengths[:, None])
+    assert (examples.tokens[~examples.loss_mask] == 0).all()
     ends = examples.tokens[np.arange(2000), examples.lengths - 1]
     assert (ends == task.source.tokenizer.end).all()
 
@@ -251,11 +251,11 @@ def test_a_story_is_a_pure_function_of_its_index(indices: list[int], split: Spli
     if split != "train":
         indices = [index % 200 for index in indices]
     together = TASK.examples(split, np.array(indices, np.int64), seed)
-    assert len(together.tokens) == len(together.lengths) == len(together.keys) == len(indices)
+    assert len(together.tokens) == len(together.lengths) == len(together.fingerprints) == len(indices)
     for row, index in enumerate(indices):
         alone = TASK.examples(split, np.array([index]), seed)
         assert TASK.record(alone, 0) == TASK.record(together, row)
-        assert np.array_equal(alone.keys[0], together.keys[row])
+        assert np.array_equal(alone.fingerprints[0], together.fingerprints[row])
         assert all(alone.slices[name][0] == together.slices[name][row] for name in alone.slices)
 
 
@@ -277,7 +277,11 @@ def digest(recipe: Stories) -> str:
     task, text = recipe.build(), hashlib.blake2b(digest_size=8)
     for split in SPLITS:
         examples = task.examples(split, np.arange(64), 7)
-        for array in (examples.tokens.astype("<u2"), examples.lengths.astype("<i8"), examples.keys.astype("<u8")):
+        for array in (
+            examples.tokens.astype("<u2"),
+            examples.lengths.astype("<i8"),
+            examples.fingerprints.astype("<u8"),
+        ):
             text.update(np.ascontiguousarray(array).tobytes())
     return text.hexdigest()
 

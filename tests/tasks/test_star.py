@@ -97,16 +97,16 @@ def test_a_search_of_the_graph_confirms_2000_shown_answers(fields: dict[str, Any
 def test_every_row_is_a_path_star(config: Star, first: int, seed: int) -> None:
     task = config.build()
     examples = task.examples("train", np.arange(first, first + 8), seed)
-    assert (examples.lengths == task.longest("train")).all()
+    assert (examples.lengths == task.max_length("train")).all()
     assert examples.tokens.shape == (8, 2 * config.arms * config.length + config.length + 4)
     assert examples.tokens.max() < len(task.vocabulary)
     for row in range(8):
         record = task.record(examples, row)
         check(record, config.arms, config.length, config.labels)
         assert examples.slices["direction"][row] == ("backwards" if record["backwards"] else "forwards")
-        where = np.flatnonzero(examples.scored[row])
+        where = np.flatnonzero(examples.score_mask[row])
         assert where.tolist() == list(range(len(record["tokens"]) - config.length, len(record["tokens"])))
-        kinds = [task.kinds[kind] for kind in task.kind(examples)[row]]
+        kinds = [task.token_types[kind] for kind in task.token_type(examples)[row]]
         assert kinds[where[0]] == "choice"
         assert kinds[-1] == "last"
         assert kinds.count("between") == config.length - 2
@@ -132,7 +132,11 @@ def test_examples_are_pure(config: Star, split: Split) -> None:
     task, indices = config.build(), np.arange(50)
     whole = task.examples(split, indices, 3)
     some = config.build().examples(split, np.array([41, 3]), 3)
-    for one, other in ((some.tokens, whole.tokens), (some.keys, whole.keys), (some.trained, whole.trained)):
+    for one, other in (
+        (some.tokens, whole.tokens),
+        (some.fingerprints, whole.fingerprints),
+        (some.loss_mask, whole.loss_mask),
+    ):
         np.testing.assert_array_equal(one, other[[41, 3]])
     moved = (task.examples(split, indices, 4).tokens != whole.tokens).any()
     assert moved == (split == "train")
@@ -157,15 +161,15 @@ def test_keys_are_of_the_question_not_its_spelling() -> None:
     task = SMALL.model_copy(update={"backwards": 0.5}).build()
     examples = task.examples("train", np.arange(4000), 0)
     questions = [question(task.record(examples, row)) for row in range(4000)]
-    pairs = set(zip(questions, examples.keys[:, 0].tolist(), strict=True))
+    pairs = set(zip(questions, examples.fingerprints[:, 0].tolist(), strict=True))
     # 6! / 1! labellings of five nodes; as many questions, since swapping the arms and which of them holds the goal
     # cancel.
-    assert len(set(questions)) == len(set(examples.keys[:, 0].tolist())) == len(pairs)
+    assert len(set(questions)) == len(set(examples.fingerprints[:, 0].tolist())) == len(pairs)
     assert 700 < len(pairs) <= 720
 
 
 def all_keys(task: StarTask, split: Split, count: int | None = None, seed: int = 0) -> Any:
-    return task.examples(split, np.arange(count or task.size(split) or 0), seed).keys[:, 0]
+    return task.examples(split, np.arange(count or task.size(split) or 0), seed).fingerprints[:, 0]
 
 
 def test_evaluation_is_kept_out_of_large_spaces() -> None:
@@ -184,7 +188,7 @@ def test_evaluation_is_kept_out_of_large_spaces() -> None:
 def test_small_spaces_overlap_and_are_scored_apart() -> None:
     task = SMALL.build()
     examples = task.examples("test", np.arange(100), 0)
-    seen = np.isin(examples.keys, all_keys(task, "train", 300))
+    seen = np.isin(examples.fingerprints, all_keys(task, "train", 300))
     assert 0.1 < seen.mean() < 0.9
     wrong = np.where(seen, examples.tokens, 0).astype(np.uint16)  # right on seen questions alone
     by_seen = {row["seen"]: row for row in task.score(examples, wrong, seen) if row["place"] == "all"}
@@ -223,7 +227,7 @@ def test_scores_are_those_of_a_retelling() -> None:
     assert summary["accuracy"] == pytest.approx(told["all", "all"])
     assert summary["accuracy_place_1"] == pytest.approx(told[1, "all"])
     assert summary["chance_place_1"] == summary["chance"] == pytest.approx(1 / 3)
-    assert task.choice in summary
+    assert task.metric in summary
 
 
 @pytest.mark.parametrize("length", [2, 5])
@@ -253,18 +257,23 @@ def ends(edges: list[list[int]]) -> set[int]:
 
 def test_loss_covers_what_is_asked_for() -> None:
     answer, everything = (Star(loss=loss).build().examples("train", np.arange(5), 0) for loss in ("answer", "all"))
-    assert (answer.trained == answer.scored).all()
-    assert answer.trained.sum(axis=1).tolist() == [2] * 5
-    assert everything.trained.all()
+    assert (answer.loss_mask == answer.score_mask).all()
+    assert answer.loss_mask.sum(axis=1).tolist() == [2] * 5
+    assert everything.loss_mask.all()
     assert (everything.tokens == answer.tokens).all()
-    assert answer.spans is not None
-    assert answer.spans[0].tolist() == [1] * 12 + [2, 1]
+    assert answer.horizons is not None
+    assert answer.horizons[0].tolist() == [1] * 12 + [2, 1]
 
 
 def digest(config: Star, split: Split) -> str:
     task = config.build()
     examples = task.examples(split, np.arange(task.size(split) or 64), 0)
-    parts = [examples.tokens.astype("<u2"), examples.trained, examples.scored, examples.keys.astype("<u8")]
+    parts = [
+        examples.tokens.astype("<u2"),
+        examples.loss_mask,
+        examples.score_mask,
+        examples.fingerprints.astype("<u8"),
+    ]
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
 
@@ -297,8 +306,8 @@ def test_masks_hide_nodes_from_training_alone() -> None:
     assert (examples.tokens == before.tokens).all()
     hidden = examples.inputs != examples.tokens
     assert {task.vocabulary[token] for token in np.unique(examples.inputs[hidden])} == {"_"}
-    assert not hidden[~examples.scored].any()
-    assert hidden[examples.scored].mean() == pytest.approx(0.3, abs=0.01)
+    assert not hidden[~examples.score_mask].any()
+    assert hidden[examples.score_mask].mean() == pytest.approx(0.3, abs=0.01)
     assert np.corrcoef(hidden[:, -1], hidden[:, -2])[0, 1] == pytest.approx(0, abs=0.05)
     assert task.examples("test", np.arange(5), 2).inputs is None
     again = task.examples("train", np.array([77, 3]), 2).inputs
@@ -321,7 +330,7 @@ def test_what_is_masked_is_not_read_and_still_a_target(objective: Parallel | Seq
 
     # The loss is what one gets from reading the masked row where targets are looked up in the true one.
     positions = batch.tokens.shape[1] - 2
-    context = model.decoder.context(batch.inputs[:, :positions], batch.documents[:, :positions])
+    context = model.decoder.context(batch.inputs[:, :positions], batch.document_ids[:, :positions])
     trunk = model.decoder(batch.inputs[:, :positions], context)
     heads = model.objective.logits(model.decoder, trunk, context, 2, batch.inputs[:, :-1])
     for head, logits in enumerate(heads, start=1):

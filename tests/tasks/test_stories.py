@@ -19,7 +19,7 @@ from lab.learning.data import packed_batch
 from lab.learning.evaluation import evaluate
 from lab.objectives import LanguageModel
 from lab.objectives.base import targets
-from lab.tasks.base import Examples, Row
+from lab.tasks.base import Examples, ScoreRow
 from lab.tasks.stories.induction import REFRAIN, NameLaw, Names, StoryTask
 from lab.tasks.stories.task import Stories
 from lab.tasks.tokenizers import Bpe, Bytes
@@ -42,7 +42,7 @@ def pairs(task: StoryTask, examples: Examples) -> list[list[tuple[str, str]]]:
     """The names of each story as texts, in order of appearance, found by mentions alone."""
     found = []
     for row in range(len(examples.tokens)):
-        places = np.flatnonzero(examples.marks["mention"][row] == 1)
+        places = np.flatnonzero(examples.token_features["mention"][row] == 1)
         found.append(
             [
                 (task.vocabulary[t[0]], task.vocabulary[t[1]])
@@ -142,8 +142,8 @@ def test_no_test_name_occurs_in_training() -> None:
                     assert not tokens & set(zip(run[::2], run[1::2], strict=True))
                     run = []
     examples = task.examples("test", np.arange(100), 0)
-    training = task.examples("train", np.arange(20_000), 0).keys
-    pair_keys = np.split(examples.keys, 3, axis=1)[0][:, : task.law.characters]
+    training = task.examples("train", np.arange(20_000), 0).fingerprints
+    pair_keys = np.split(examples.fingerprints, 3, axis=1)[0][:, : task.law.characters]
     assert not np.isin(pair_keys[pair_keys > 0], training).any()
 
 
@@ -166,11 +166,11 @@ def test_keys_are_equal_exactly_when_names_are() -> None:
     for split in ("train", "validation", "test"):
         examples = task.examples(split, np.arange(200), 0)
         for row, names in enumerate(pairs(task, examples)):
-            keys = np.split(examples.keys[row], 3)
+            keys = np.split(examples.fingerprints[row], 3)
             assert [np.count_nonzero(each) for each in keys] == [len(names)] * 3
             assert len(keys[0]) == width
-            places = np.flatnonzero(examples.marks["mention"][row] == 1)
-            for name, who in zip(names, examples.marks["character"][row, places] - 1, strict=True):
+            places = np.flatnonzero(examples.token_features["mention"][row] == 1)
+            for name, who in zip(names, examples.token_features["character"][row, places] - 1, strict=True):
                 for key, meant in zip((each[who] for each in keys), (name, name[0], name[1]), strict=True):
                     by_key[int(key)].add(meant)
                     by_name[meant].add(int(key))
@@ -198,8 +198,8 @@ def test_mentions_are_where_names_stand(recipe: Stories) -> None:
                 assert mention["mention"] == counts[mention["character"]]
                 place = mention["position"]
                 assert record["tokens"][place - 1 : place + 1] == record["names"][mention["character"]]
-                assert bool(examples.scored[row, place]) == (mention["mention"] > 1)
-            assert examples.scored[row].sum() == sum(counts.values()) - len(counts)
+                assert bool(examples.score_mask[row, place]) == (mention["mention"] > 1)
+            assert examples.score_mask[row].sum() == sum(counts.values()) - len(counts)
             assert len(record["names"]) == examples.slices["characters"][row]
             for name, times in counts.items():  # names are words of their own, refrains are not
                 assert len(re.findall(rf"(?<![A-Za-z]){name}(?![A-Za-z])", record["text"])) == times
@@ -250,12 +250,12 @@ def test_hints_stand_behind_names_and_change_nothing_else(recipe: Stories, hint:
     plain, task = recipe.build(), recipe.model_copy(update={"hint": hint}).build()
     assert task.vocabulary[: len(plain.vocabulary)] == plain.vocabulary
     assert len(set(task.vocabulary)) == len(task.vocabulary)
-    assert task.kinds == (*plain.kinds, "hint")
+    assert task.token_types == (*plain.token_types, "hint")
     for split in ("train", "validation", "test"):
         indices = np.arange(0, 200, 3)
         without, examples = (each.examples(split, indices, 5) for each in (plain, task))
-        np.testing.assert_array_equal(examples.keys, without.keys)
-        assert examples.lengths.max() == examples.tokens.shape[1] <= task.longest(split)
+        np.testing.assert_array_equal(examples.fingerprints, without.fingerprints)
+        assert examples.lengths.max() == examples.tokens.shape[1] <= task.max_length(split)
         for row in range(len(indices)):
             record, before = task.record(examples, row), plain.record(without, row)
             tokens, hints, places = written_by_hand(task, before)
@@ -264,12 +264,12 @@ def test_hints_stand_behind_names_and_change_nothing_else(recipe: Stories, hint:
             assert record["names"] == before["names"]
             assert re.sub(r"\[[^\[\]]*\]", "", record["text"]) == before["text"]
             untrained = set(hints[::2]) | set(range(len(tokens), examples.tokens.shape[1]))
-            assert np.flatnonzero(~examples.trained[row]).tolist() == sorted(untrained)
+            assert np.flatnonzero(~examples.loss_mask[row]).tolist() == sorted(untrained)
             later = [mention["mention"] > 1 for mention in before["mentions"]]
-            assert np.flatnonzero(examples.scored[row]).tolist() == np.array(places)[later].tolist()
-            kinds = np.delete(task.kind(examples)[row], hints)[: len(before["tokens"])]
-            np.testing.assert_array_equal(kinds, plain.kind(without)[row, : len(before["tokens"])])
-            assert (task.kind(examples)[row, hints] == 4).all()
+            assert np.flatnonzero(examples.score_mask[row]).tolist() == np.array(places)[later].tolist()
+            kinds = np.delete(task.token_type(examples)[row], hints)[: len(before["tokens"])]
+            np.testing.assert_array_equal(kinds, plain.token_type(without)[row, : len(before["tokens"])])
+            assert (task.token_type(examples)[row, hints] == 4).all()
 
 
 def test_a_hint_is_read_where_it_was_written() -> None:
@@ -289,7 +289,7 @@ def test_who_has_to_say_a_hint() -> None:
     hints = batch.tokens >= len(task.source.tokenizer.vocabulary)
     near, far = (targets(batch, offset, 300) for offset in (1, 2))
     rows, places = torch.nonzero(hints[:, :300] & hints[:, 1:301], as_tuple=True)  # the first of two
-    assert len(rows) == (examples.marks["mention"] > 0).sum()
+    assert len(rows) == (examples.token_features["mention"] > 0).sum()
     assert torch.equal(near[rows, places], batch.tokens[rows, places])
     assert torch.equal(far[rows, places - 1], batch.tokens[rows, places])
     assert (near[rows, places - 1] == -100).all()
@@ -302,8 +302,8 @@ def test_names_are_never_neighbours() -> None:
     """The bound on a story with hints rests on it: each name is two tokens, and a third is behind it."""
     for recipe in (Stories(pronouns=0.0), Stories(tokens=Bytes(), length=(400, 600), pronouns=0.0)):
         examples = recipe.build().examples("train", np.arange(3000), 0)
-        name = examples.marks["character"] > 0
-        rows, seconds = np.nonzero(examples.marks["mention"])
+        name = examples.token_features["character"] > 0
+        rows, seconds = np.nonzero(examples.token_features["mention"])
         assert not name[rows, seconds + 1].any()
         assert (seconds + 1 < examples.lengths[rows]).all()
 
@@ -319,15 +319,17 @@ def test_hints_do_not_move_scores() -> None:
         plain = Stories(names=Names(fresh=0.5)).build()
         assert scores(task, induction(task, known)) == scores(plain, induction(plain, known))
     examples = task.examples("test", np.arange(200), 0)
-    predicted = np.where(examples.marks["hint"], 0, examples.tokens).astype(np.uint16)
-    rows = task.score(examples, predicted, np.ones(examples.keys.shape, np.bool_))
+    predicted = np.where(examples.token_features["hint"], 0, examples.tokens).astype(np.uint16)
+    rows = task.score(examples, predicted, np.ones(examples.fingerprints.shape, np.bool_))
     assert {row["second_token_accuracy"] for row in rows} == {1.0}
 
 
 def digest(recipe: Stories, split: Any) -> str:
     examples = recipe.build().examples(split, np.arange(64), 0)
-    parts = [examples.tokens.astype("<u2"), examples.lengths.astype("<i8"), examples.trained, examples.scored]
-    return hashlib.sha256(b"".join(part.tobytes() for part in [*parts, examples.keys.astype("<u8")])).hexdigest()[:16]
+    parts = [examples.tokens.astype("<u2"), examples.lengths.astype("<i8"), examples.loss_mask, examples.score_mask]
+    return hashlib.sha256(
+        b"".join(part.tobytes() for part in [*parts, examples.fingerprints.astype("<u8")])
+    ).hexdigest()[:16]
 
 
 @pytest.mark.parametrize(
@@ -369,14 +371,14 @@ class Stub:
         yield torch.nn.functional.one_hot(hidden, self.vocabulary).float()
 
 
-def scores(task: StoryTask, rule: Predictor, trained: int = 3000) -> list[Row]:
+def scores(task: StoryTask, rule: Predictor, trained: int = 3000) -> list[ScoreRow]:
     """The score table of a rule on all test stories; what is seen is what `trained` stories have."""
     examples = task.examples("test", np.arange(task.size("test") or 0), 0)
-    seen = np.isin(examples.keys, task.examples("train", np.arange(trained), 0).keys)
+    seen = np.isin(examples.fingerprints, task.examples("train", np.arange(trained), 0).fingerprints)
     return evaluate(cast(LanguageModel, Stub(rule, len(task.vocabulary))), task, examples, seen)
 
 
-def whole(rows: list[Row]) -> dict[str, Row]:
+def whole(rows: list[ScoreRow]) -> dict[str, ScoreRow]:
     """The rows of all fresh, and of all pool names."""
     return {
         row["names"]: row
@@ -427,7 +429,7 @@ def test_perfect_induction_scores_the_oracle(unseen: float) -> None:
     fresh, pool = whole(rows)["fresh"], whole(rows)["pool"]
     assert pool["oracle"] == 1
     assert fresh["oracle"] == 1 if not unseen else abs(fresh["oracle"] - 0.6) < 0.05
-    assert fresh["count"] == task.examples("test", np.arange(300), 0).scored.sum()
+    assert fresh["count"] == task.examples("test", np.arange(300), 0).score_mask.sum()
 
 
 def test_copying_any_character_scores_its_level() -> None:
@@ -475,7 +477,7 @@ def test_a_bigram_table_knows_the_pool_alone() -> None:
 def test_a_pool_of_which_few_names_take_all_still_names_everyone() -> None:
     task = Stories(characters=(4, 4), names=Names(zipf=10.0, fresh=0.0, ambiguity=20)).build()
     examples = task.examples("train", np.arange(500), 0)
-    assert task.examples("test", np.arange(200), 0).scored.any()
+    assert task.examples("test", np.arange(200), 0).score_mask.any()
     for row in range(50):
         names = list(task.record(examples, row)["names"].values())
         assert len({first for first, _ in names}) == len(names)

@@ -267,7 +267,7 @@ def test_parts_are_those_of_the_rule(told: list[list[str]], limit: int) -> None:
 def test_parts_end_with_sentences(tmp_path: Path) -> None:
     source = TextSource(config(corpus_file(tmp_path), length=100))
     stories = told(source, "train")
-    assert max(source.skeletons("train", np.arange(len(stories)), 0).lengths) <= source.longest("train") == 100
+    assert max(source.skeletons("train", np.arange(len(stories)), 0).lengths) <= source.max_length("train") == 100
     ends = Counter(story[-1] for story in stories)
     assert ends.keys() <= set('.?”!"')
 
@@ -536,7 +536,7 @@ def test_a_damaged_parquet_file(tmp_path: Path) -> None:
 
 def test_building_reads_nothing(tmp_path: Path, cache: Path) -> None:
     task = config(corpus_file(tmp_path)).build()
-    assert task.longest("train") == 256
+    assert task.max_length("train") == 256
     assert not cache.exists()
 
 
@@ -609,7 +609,7 @@ def test_training_on_text(tmp_path: Path, kind: str) -> None:
             assert len(tokens) == 2
         assert "\u27e8" not in record["text"]
         assert not {"Lily", "Tom", "Anna"} & set(record["names"])
-    assert examples.scored.any(axis=1).all()
+    assert examples.score_mask.any(axis=1).all()
 
 
 def test_what_takes_long_is_said(

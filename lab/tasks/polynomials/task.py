@@ -39,7 +39,7 @@ from pydantic import Field, field_validator
 
 from lab.config import Config, Neutral
 from lab.errors import BadInput
-from lab.tasks.base import Examples, Row, Split, check_indices
+from lab.tasks.base import Examples, ScoreRow, Split, check_indices
 from lab.tasks.draws import below, draws, draws32, epoch_indices, mixed, stream
 from lab.tasks.holdout import LARGE, KeySet, Questions, redrawn
 from lab.tasks.polynomials.rings import Elements, Ring, ring
@@ -153,14 +153,14 @@ class _Questions(Questions):
 class PolynomialTask:
     """Polynomial arithmetic as a task; see the module's and the config's documentation."""
 
-    choice = "exact_match"
-    levels: tuple[str, ...] = ("constant_answer",)
+    metric = "exact_match"
+    baselines: tuple[str, ...] = ("constant_answer",)
     slices: tuple[str, ...] = ("operations", "operator", "seen")
-    across = "operations"
+    main_slice = "operations"
 
     def __init__(self, config: Polynomials) -> None:
         self.config = config
-        self.kinds: tuple[str, ...] = ("question", "answer") + (("hint",) if config.hint != "none" else ())
+        self.token_types: tuple[str, ...] = ("question", "answer") + (("hint",) if config.hint != "none" else ())
         self.ring: Ring = ring(config.prime, config.degree)
         p, d = config.prime, config.degree
         self.vocabulary = (*map(str, range(p)), "-", "+", "*", "o", "=", ".", "_", "(", ")")
@@ -190,7 +190,7 @@ class PolynomialTask:
         (low, high), each = self._evaluation(split)
         return (high - low + 1) * each
 
-    def longest(self, split: Split) -> int:
+    def max_length(self, split: Split) -> int:
         """An upper bound on the tokens of one example of a split."""
         most = (self.config.test_operations if split == "test" else self.config.train_operations)[1]
         return most * self._per_operation + (most + 1) * self.config.degree + self._tail
@@ -215,10 +215,10 @@ class PolynomialTask:
             "tokens": tokens,
         }
 
-    def kind(self, examples: Examples) -> NDArray[np.uint8]:
+    def token_type(self, examples: Examples) -> NDArray[np.uint8]:
         """The answer with its end token, what comes before, and hints; see `Task.kind`."""
-        answer = examples.scored.view(np.uint8)
-        return answer + 2 * examples.marks["hint"] if "hint" in examples.marks else answer
+        answer = examples.score_mask.view(np.uint8)
+        return answer + 2 * examples.token_features["hint"] if "hint" in examples.token_features else answer
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens as people read them, with spaces between."""
@@ -238,7 +238,7 @@ class PolynomialTask:
         """The value of an expression, coefficients with the constant term first."""
         return [int(coefficient) for coefficient in self.ring.coefficients(self._value(expression))[0]]
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[Row]:
+    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
         """Accuracy by number of operations, outermost operator and, where some were, whether seen in training.
 
         Each row has the columns `operations`; `operator` (a name or "all"); `seen` ("all", "seen" or "unseen");
@@ -254,7 +254,7 @@ class PolynomialTask:
         answers = np.unique(truth[:, :d], axis=0, return_inverse=True)[1].reshape(-1)
         operations, operator = examples.slices["operations"], examples.slices["operator"]
 
-        def measured(m: int, name: str, familiarity: str, chosen: NDArray[np.bool_]) -> Row:
+        def measured(m: int, name: str, familiarity: str, chosen: NDArray[np.bool_]) -> ScoreRow:
             correct = right[chosen]
             coefficients = correct[:, :d].mean(axis=0)
             return {
@@ -269,7 +269,7 @@ class PolynomialTask:
                 "constant_answer": float(np.bincount(answers[chosen]).max() / len(correct)),
             }
 
-        table: list[Row] = []
+        table: list[ScoreRow] = []
         for m in np.unique(operations).tolist():
             for name in ("all", *OPERATORS):
                 chosen = (operations == m) & ((operator == name) | (name == "all"))
@@ -279,7 +279,7 @@ class PolynomialTask:
                 table += [measured(m, name, which, part) for which, part in slices.items() if part.any()]
         return table
 
-    def summary(self, rows: list[Row]) -> dict[str, float]:
+    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
         """Means over the numbers of operations; by that number, of unseen expressions, beside the constant answer."""
         every = {(row["operations"], row["seen"]): row for row in rows if row["operator"] == "all"}
         whole = [row for (_, seen), row in every.items() if seen == "all"]
@@ -409,13 +409,13 @@ class PolynomialTask:
         return Examples(
             tokens=tokens,
             lengths=lengths,
-            trained=document if config.loss == "all" else answered,
-            scored=scored,
+            loss_mask=document if config.loss == "all" else answered,
+            score_mask=scored,
             slices={"operations": questions.operations, "operator": outermost},
-            keys=questions.keys[:, None],
-            marks={} if config.hint == "none" else {"hint": (answered & ~scored).view(np.uint8)},
+            fingerprints=questions.keys[:, None],
+            token_features={} if config.hint == "none" else {"hint": (answered & ~scored).view(np.uint8)},
             # A wrong digit is taken to spoil those after it; nothing depends on what is answered elsewhere.
-            spans=np.where(answered, np.maximum(ends - 1 - columns, 1), 1).astype(np.uint8),
+            horizons=np.where(answered, np.maximum(ends - 1 - columns, 1), 1).astype(np.uint8),
         )
 
     def _evaluated(

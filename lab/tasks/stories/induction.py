@@ -37,7 +37,7 @@ from pydantic import Field, model_validator
 
 from lab.config import Config
 from lab.errors import BadInput
-from lab.tasks.base import Examples, Row, Split, check_indices
+from lab.tasks.base import Examples, ScoreRow, Split, check_indices
 from lab.tasks.draws import below, draws32, epoch_indices, mixed, stream
 from lab.tasks.tokenizers import Bpe, Tokenizer, Tokens, Words
 
@@ -129,7 +129,7 @@ class Source(Protocol):
     def stories(self, split: Split) -> int | None:
         """The number of stories in a split; None when training is unlimited."""
 
-    def longest(self, split: Split) -> int:
+    def max_length(self, split: Split) -> int:
         """An upper bound on the tokens of a story."""
 
     def skeletons(self, split: Split, indices: NDArray[np.int64], seed: int) -> Skeletons:
@@ -166,10 +166,10 @@ class NameLaw:
         if shared:
             np.fill_diagonal(allowed, False)
         first, second = np.nonzero(allowed)
-        kind = (first >= each) + 2 * (second >= each)  # which of the two tokens training does without
-        order = np.argsort(kind, kind="stable")
+        token_type = (first >= each) + 2 * (second >= each)  # which of the two tokens training does without
+        order = np.argsort(token_type, kind="stable")
         self.tokens = np.stack([firsts[first], seconds[second]], axis=1)[order]
-        self._sizes = np.bincount(kind, minlength=4)
+        self._sizes = np.bincount(token_type, minlength=4)
         self._starts = np.cumsum(self._sizes) - self._sizes
         self.usual = int(self._sizes[0])
         self.seconds = len(np.unique(self.tokens[: self.usual, 1]))
@@ -254,16 +254,16 @@ class NameLaw:
 class StoryTask:
     """Stories of a source, named and scored; see the module's documentation."""
 
-    choice = "second_token_accuracy"
-    levels: tuple[str, ...] = ("class_copying", "oracle", "chance")
+    metric = "second_token_accuracy"
+    baselines: tuple[str, ...] = ("class_copying", "oracle", "chance")
     slices: tuple[str, ...] = ("names", "mention", "characters", "tokens", "seen")
-    across = "names"
+    main_slice = "names"
 
     def __init__(self, source: Source, names: Names, tokens: Tokens, hint: Hint = "none") -> None:
         """Stories that `source` tells, in the kind of tokens that it has, with `names` and a `hint` behind each."""
         self.source, self.names, self.tokens, self.hint = source, names, tokens, hint
-        kinds = ("other", "first token", "second token, introduced", "second token, later")
-        self.kinds: tuple[str, ...] = kinds if hint == "none" else (*kinds, "hint")
+        token_types = ("other", "first token", "second token, introduced", "second token, later")
+        self.token_types: tuple[str, ...] = token_types if hint == "none" else (*token_types, "hint")
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
@@ -297,9 +297,9 @@ class StoryTask:
         """The number of examples; each validation and test story is told with fresh names, then all with pool names."""
         return None if split == "train" else 2 * (self.source.stories(split) or 0)
 
-    def longest(self, split: Split) -> int:
+    def max_length(self, split: Split) -> int:
         """An upper bound on the tokens of one example of a split: a name has two, and another token after it."""
-        told = self.source.longest(split)
+        told = self.source.max_length(split)
         return told if self.hint == "none" else told + 2 * (told // 3)
 
     def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
@@ -348,16 +348,16 @@ class StoryTask:
         return Examples(
             tokens=tokens,
             lengths=lengths,
-            trained=document,
-            scored=mention > 1,
+            loss_mask=document,
+            score_mask=mention > 1,
             slices={"names": kind, "characters": skeletons.characters},
-            keys=keys * np.tile(used, 3),
-            marks={"character": character, "mention": mention},
+            fingerprints=keys * np.tile(used, 3),
+            token_features={"character": character, "mention": mention},
         )
 
     def _hinted(self, told: Examples) -> Examples:
         """The examples with hints, or fillers, behind their names."""
-        second = told.marks["mention"] > 0
+        second = told.token_features["mention"] > 0
         lengths = told.lengths + 2 * second.sum(axis=1)
         rows, places = np.nonzero(np.arange(second.shape[1]) < told.lengths[:, None])
         moved = places + 2 * (np.cumsum(second, axis=1) - second)[rows, places]
@@ -368,15 +368,22 @@ class StoryTask:
             result[rows, moved] = values[rows, places]
             return result
 
-        tokens, trained, hints = spread(told.tokens), spread(told.trained), np.zeros(shape, np.uint8)
+        tokens, trained, hints = spread(told.tokens), spread(told.loss_mask), np.zeros(shape, np.uint8)
         row, place = np.nonzero(spread(second))
         filler = len(self.source.tokenizer.vocabulary)
         said = filler + 1 + np.searchsorted(self._firsts, tokens[row, place - 1]) if self.hint == "name" else filler
         for behind in (1, 2):
             tokens[row, place + behind], hints[row, place + behind] = said, 1
         trained[row, place + 2] = True
-        marks = {name: spread(values) for name, values in told.marks.items()} | {"hint": hints}
-        return replace(told, tokens=tokens, lengths=lengths, trained=trained, scored=spread(told.scored), marks=marks)
+        marks = {name: spread(values) for name, values in told.token_features.items()} | {"hint": hints}
+        return replace(
+            told,
+            tokens=tokens,
+            lengths=lengths,
+            loss_mask=trained,
+            score_mask=spread(told.score_mask),
+            token_features=marks,
+        )
 
     @cached_property
     def _token_keys(self) -> NDArray[np.uint64]:
@@ -392,11 +399,11 @@ class StoryTask:
         first, second = self._token_keys[self.law.tokens].T
         return mixed(mixed(first.copy()) + second)
 
-    def kind(self, examples: Examples) -> NDArray[np.uint8]:
+    def token_type(self, examples: Examples) -> NDArray[np.uint8]:
         """Tokens of names, by place and mention, hints, and others; see `Task.kind`."""
-        mention = examples.marks["mention"]
-        kind = (examples.marks["character"] > 0).astype(np.uint8) + (mention > 0) + (mention > 1)
-        return kind if self.hint == "none" else kind + 4 * examples.marks["hint"]
+        mention = examples.token_features["mention"]
+        kind = (examples.token_features["character"] > 0).astype(np.uint8) + (mention > 0) + (mention > 1)
+        return kind if self.hint == "none" else kind + 4 * examples.token_features["hint"]
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens as people read them, hints in brackets."""
@@ -418,7 +425,7 @@ class StoryTask:
         second token, the name's `character` and which `mention` of it this is, from 1 on.
         """
         tokens = examples.tokens[row, : examples.lengths[row]].tolist()
-        mention = examples.marks["mention"][row]
+        mention = examples.token_features["mention"][row]
         names = {place: tokens[place - 1 : place + 1] for place in np.flatnonzero(mention).tolist()}
         return {
             "text": self.text(tokens),
@@ -430,7 +437,7 @@ class StoryTask:
             "tokens": tokens,
         }
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[Row]:
+    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
         """Accuracy on the second tokens of names that were mentioned before.
 
         Each row has the columns `names` ("fresh" or "pool"); `mention` (2, 3, 4, "5+" or "all"); `characters`
@@ -441,9 +448,9 @@ class StoryTask:
         second token), `class_copying` (the second token of any character so far, each as likely, of those that training
         had), `chance` (any second token). One slice at a time is not "all", `names` and `seen` aside.
         """
-        rows, places = np.nonzero(examples.scored)
+        rows, places = np.nonzero(examples.score_mask)
         true, answer = examples.tokens[rows, places], predicted[rows, places]
-        characters, mention = examples.marks["character"], examples.marks["mention"]
+        characters, mention = examples.token_features["character"], examples.token_features["mention"]
         who = characters[rows, places].astype(np.int64) - 1
         width = self.law.characters
         begins = np.full((len(characters), width), characters.shape[1])
@@ -465,11 +472,11 @@ class StoryTask:
         kinds, known = examples.slices["names"][rows], pair_seen[rows, who]
         both = first_seen[rows, who] & second_seen[rows, who]
         later, company = np.minimum(mention[rows, places], 5), introduced.sum(axis=1)
-        parts: list[tuple[Row, NDArray[np.bool_]]] = [({}, np.ones(len(rows), np.bool_))]
+        parts: list[tuple[ScoreRow, NDArray[np.bool_]]] = [({}, np.ones(len(rows), np.bool_))]
         parts += [({"mention": k if k < 5 else "5+"}, later == k) for k in range(2, 6)]
         parts += [({"characters": k}, company == k) for k in range(1, width + 1)]
         parts += [({"tokens": name}, both == (name == "seen")) for name in ("seen", "unseen")]
-        table: list[Row] = []
+        table: list[ScoreRow] = []
         for kind in ("fresh", "pool"):
             for part, within in parts:
                 chosen = within & (kinds == kind)
@@ -483,7 +490,7 @@ class StoryTask:
                         table.append({**about, **part, "seen": familiarity, "count": int(here.sum()), **means})
         return table
 
-    def summary(self, rows: list[Row]) -> dict[str, float]:
+    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
         """Fresh and pool names apart; class copying beside them."""
         whole = {
             row["names"]: row

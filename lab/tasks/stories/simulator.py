@@ -202,7 +202,7 @@ class Simulator:
         """The number of stories in a split; None when it is unlimited."""
         return self._counts[split]
 
-    def longest(self, split: Split) -> int:
+    def max_length(self, split: Split) -> int:
         """An upper bound on the tokens of a story."""
         return self._length[1]
 

@@ -169,7 +169,7 @@ class TextSource:
             return len(self._shards[split].characters)
         return self.config.test_examples if split == "test" else self.config.validation_examples
 
-    def longest(self, split: Split) -> int:
+    def max_length(self, split: Split) -> int:
         """An upper bound on the tokens of a story."""
         return self.config.length
 
