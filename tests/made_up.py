@@ -14,10 +14,10 @@ from lab.tasks.base import ScoreRow
 
 WHOLE: dict[str, Any] = {"mention": "all", "characters": "all", "tokens": "all", "seen": "all"}
 TASK = SimpleNamespace(
-    choice="second_token_accuracy",
-    levels=("class_copying", "oracle", "chance"),
+    metric="second_token_accuracy",
+    baselines=("class_copying", "oracle", "chance"),
     slices=("names", "mention", "characters", "tokens", "seen"),
-    across="names",
+    main_slice="names",
     summary=lambda rows: {  # as of stories
         "second_token_accuracy": next(
             row["second_token_accuracy"] for row in rows if row.items() >= {**WHOLE, "names": "fresh"}.items()

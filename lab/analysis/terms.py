@@ -42,7 +42,7 @@ def terms(model: LanguageModel, examples: Examples) -> tuple[Tensor, Tensor, Ten
     """The trunk's output [B, T, D], cross-entropies [B, T, n] in nats, and importance [B, T], all in one graph.
 
     One document a row, in the examples' order, T the longest of them. Cross-entropies are 0 where there is no target;
-    importance is the objective's (`Objective.importance`).
+    importance is the objective's (`Objective.token_weights`).
     """
     n, width = model.objective.n, int(examples.lengths.max())
     part = select(examples, slice(None))

@@ -170,7 +170,7 @@ def estimate(model: LanguageModel, tokens: int, context: int, order: Order) -> i
     """Bytes of the net peak of a training step in float32 on a CPU, by what is known to be there at once.
 
     - Of every layer `numbers_kept_per_layer`; where that has no kernels of its own also the mask, once. With `joint` or
-      chained heads that is all layers, else the trunk's and one head's, since heads are done with one by one.
+      heads that share layers it is all layers, else the trunk's and one head's, since heads are done with one by one.
     - With `joint` each head's logits, whose memory `lab.objectives.cross_entropy` makes do with; else those of one head
       or chunk; or the gradients within a layer, where that is more.
     - The unembedding's gradient, and where those of heads or chunks are added up as many of it as were found to be

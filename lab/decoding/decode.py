@@ -16,7 +16,7 @@ what comes out is distributed as p. Temperature and top-p are applied to p and q
 One cache serves all: a pass writes its tokens' keys and values behind those that are settled, and what was rejected is
 overwritten by the next. Rows are of any lengths and accept different numbers of drafts; who is done leaves the batch.
 
-Heads that read true tokens between (`Objective.reads_ahead`) draft one after another, each reading what the one before
+Heads that read true tokens between (`Objective.teacher_forced`) draft one after another, each reading what the one before
 it proposed. Where they have read drafts, they read again when the tokens are settled, so that at every earlier position
 they have seen the true ones, as in training.
 
@@ -45,7 +45,7 @@ COLDEST = 1e-3
 """The lowest temperature; below it all that differs from greedy decoding is rounding."""
 MOST_NODES = 1024
 """Of a draft tree."""
-_LATENTS = "head 1"
+_HIDDEN_STATES = "head 1"
 """Owner, in the cache, of head 1's hidden states, where further heads read them again."""
 
 
@@ -344,9 +344,9 @@ class _Decoding:
         """Read all prompts, take each row's first token, and make drafts."""
         columns_BS = self.columns[: self.width].expand(len(self.rows), -1)
         context = self.decoder.continuation(self.cache, columns_BS, columns_BS[:1], None)
-        hidden_states = self._latents(self.text[:, : self.width], context)
+        hidden_states = self._hidden_states(self.text[:, : self.width], context)
         last_B = self.settled_B
-        at_kBD = torch.stack([_at(latent_BSD, last_B) for latent_BSD in hidden_states])
+        at_kBD = torch.stack([_at(hidden_BSD, last_B) for hidden_BSD in hidden_states])
         logits_BV = self.objective.logits_of(self.decoder, 1, at_kBD[0])
         if self.sampling is None:
             own_B = logits_BV.argmax(dim=-1)
@@ -364,7 +364,7 @@ class _Decoding:
         seen_BSC = behind_BC[:, None].repeat(1, nodes, 1)
         seen_BSC.scatter_(2, columns_BS[:, None].expand(-1, nodes, -1), self.tree.sees.expand(len(self.rows), -1, -1))
         context = self.decoder.continuation(self.cache, columns_BS, positions_BS, seen_BSC)
-        hidden_states = self._latents(self.nodes_BS, context)
+        hidden_states = self._hidden_states(self.nodes_BS, context)
         node_B, own_B = self._verified(self.objective.logits_of(self.decoder, 1, hidden_states[0]))
         path_Bk = self.tree.paths[node_B]
         accepted_B = self.tree.depths[node_B]
@@ -387,13 +387,13 @@ class _Decoding:
             tokens, self.passes, self.proposed, self.accepted, self.cache.layers, prompt_seconds, seconds, self.steps
         )
 
-    def _latents(self, tokens_BS: Tensor, context: Context) -> list[Tensor]:
+    def _hidden_states(self, tokens_BS: Tensor, context: Context) -> list[Tensor]:
         """The hidden states [B, S, D] of all heads that draft; of head 1 alone where the others read tokens ahead."""
         trunk_BSD = self.decoder(tokens_BS, context)
         heads = 1 if self.objective.teacher_forced else self.heads
         hidden_states = list(self.objective.hidden_states(self.decoder, trunk_BSD, context, heads))
         if self.objective.teacher_forced and self.heads > 1 and context.slots is not None:
-            self.cache.write(_LATENTS, context.slots.places, hidden_states[0])
+            self.cache.write(_HIDDEN_STATES, context.slots.places, hidden_states[0])
         return hidden_states
 
     def _verified(self, logits_BSV: Tensor) -> tuple[Tensor, Tensor]:
@@ -469,7 +469,7 @@ class _Decoding:
         """Make drafts for all rows.
 
         Args:
-            at_kBD: [k-1, B, D] the further heads' hidden states at the last settled position, unless they are teacher-forced.
+            at_kBD: [k-1, B, D] hidden states of heads 2..k at the last settled position, unless teacher-forced.
             start: [B] where heads that read ahead begin to read again,
             width: and how many positions.
         """
@@ -502,10 +502,10 @@ class _Decoding:
         columns_BS = start_B[:, None] + self.columns[:width]
         seen_BSC = self.columns[: int(start.max()) + width] <= columns_BS[..., None] if start.any() else None
         context = self.decoder.continuation(self.cache, columns_BS, columns_BS, seen_BSC)
-        [latents_BSD] = self.cache.read(_LATENTS, self.cache.places(columns_BS))
+        [hidden_BSD] = self.cache.read(_HIDDEN_STATES, self.cache.places(columns_BS))
         places = self.rows_B[:, None], start_B[:, None] + self.columns[: width + self.heads - 1]
         tokens = self.text[places]
-        further = self.objective.next_hidden_states(self.decoder, latents_BSD, context, self.heads, tokens)
-        for head, latent_BSD in enumerate(further, start=2):
-            yield self.objective.logits_of(self.decoder, head, _at(latent_BSD, self.settled_B - 1 - start_B))
+        further = self.objective.next_hidden_states(self.decoder, hidden_BSD, context, self.heads, tokens)
+        for head, hidden_BSD in enumerate(further, start=2):
+            yield self.objective.logits_of(self.decoder, head, _at(hidden_BSD, self.settled_B - 1 - start_B))
             tokens.copy_(self.text[places])

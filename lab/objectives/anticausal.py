@@ -36,7 +36,7 @@ class Anticausal(LayerHeads):
 class AnticausalHeads(Heads):
     """One transformer layer a head, each applied to the output of the head that predicts one token further."""
 
-    chained = True
+    heads_share_layers = True
 
     def hidden_states(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None

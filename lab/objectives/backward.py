@@ -131,7 +131,7 @@ class _Heads:
         self.context = decoder.context(self.inputs, batch.document_ids[:, :positions])
         self.targets = [targets(batch, head + 1, positions).flatten() for head in range(objective.n)]
         importance = objective.token_weights(batch)
-        self.importance = None if importance is None else importance.flatten()
+        self.token_weights = None if importance is None else importance.flatten()
 
     @functools.cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -143,23 +143,23 @@ class _Heads:
         """Each head's hidden states [B, T, D]."""
         return self.objective.hidden_states(self.decoder, trunk_BTD, self.context, self.objective.n, self.tokens)
 
-    def loss(self, head: int, latent_MD: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def loss(self, head: int, hidden_MD: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Sums of a head's cross-entropies over a part of all positions: by importance, and (detached) as they are."""
-        logits = self.objective.logits_of(self.decoder, head + 1, latent_MD)
+        logits = self.objective.logits_of(self.decoder, head + 1, hidden_MD)
         nats = cross_entropy(logits, self.targets[head][part])
-        weighed = nats if self.importance is None else nats * self.importance[part]
+        weighed = nats if self.token_weights is None else nats * self.token_weights[part]
         return weighed.sum(), nats.detach().sum()
 
     def differentiate(
         self, head: int, hidden_BTD: Tensor, scale: Tensor, chunk: int, parameters: Sequence[Tensor]
     ) -> _Readout:
         """A head's loss times `scale`, and its gradients; of what lies beyond the hidden states, nothing yet."""
-        latent_MD = hidden_BTD.detach().flatten(0, 1)
-        loss, nats, gradient_MD = torch.zeros_like(scale), torch.zeros_like(scale), torch.empty_like(latent_MD)
+        hidden_MD = hidden_BTD.detach().flatten(0, 1)
+        loss, nats, gradient_MD = torch.zeros_like(scale), torch.zeros_like(scale), torch.empty_like(hidden_MD)
         gradients: list[Tensor | None] = [None] * len(parameters)
-        for start in range(0, len(latent_MD), chunk):
+        for start in range(0, len(hidden_MD), chunk):
             part = slice(start, start + chunk)
-            leaf = latent_MD[part].requires_grad_()
+            leaf = hidden_MD[part].requires_grad_()
             weighed, plain = self.loss(head, leaf, part)
             weighed = weighed * scale
             gradient_MD[part], *more = torch.autograd.grad(weighed, (leaf, *parameters), allow_unused=True)

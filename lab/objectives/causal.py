@@ -32,7 +32,7 @@ class Causal(LayerHeads):
 class CausalHeads(Heads):
     """One transformer layer a head, each applied to the output of the head before it."""
 
-    chained = True
+    heads_share_layers = True
 
     def hidden_states(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None

@@ -44,7 +44,7 @@ class Linear(ManyHeads):
 class LinearHeads(Heads):
     """The model's last layer, and matrices on its output."""
 
-    chained = True
+    heads_share_layers = True
 
     def hidden_states(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None

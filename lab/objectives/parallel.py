@@ -32,7 +32,7 @@ class Parallel(LayerHeads):
 class ParallelHeads(Heads):
     """One transformer layer a head, each applied to the same trunk output."""
 
-    chained = False
+    heads_share_layers = False
 
     def hidden_states(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None

@@ -6,7 +6,7 @@ With n heads a token whose consequences last k tokens, itself the first, counts 
 
 of their targets: n if k = 1, and the paper's n (n + 1) / 2 if k >= n (arXiv 2404.19737, Section 5.1 and Appendix
 L.3). If that implicit weight is all that further heads add, this objective adds it, too. k is the task's to say
-(`Examples.spans`): in a polynomial's answer the digits left, elsewhere 1.
+(`Examples.horizons`): in a polynomial's answer the digits left, elsewhere 1.
 
 - Unembedding and final norm: the decoder's.
 - Head depth: the model's last layer is the head, so the next-token path is all N layers.

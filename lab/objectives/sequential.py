@@ -62,7 +62,7 @@ class SequentialHeads(Heads):
         super().__init__(blocks(model, n))
         self.joins = nn.ModuleList(Join(model.shape.width) for _ in range(n - 1))
 
-    chained, reads_ahead = True, True
+    heads_share_layers, teacher_forced = True, True
 
     def hidden_states(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None

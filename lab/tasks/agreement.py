@@ -140,7 +140,7 @@ class AgreementTask:
         )
 
     def token_type(self, examples: Examples) -> NDArray[np.uint8]:
-        """The slot of each token; see `Task.kind`."""
+        """The slot of each token; see `Task.token_type`."""
         return np.broadcast_to(np.tile(self._plan, self.config.clauses), examples.tokens.shape).astype(np.uint8)
 
     @cached_property

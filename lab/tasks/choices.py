@@ -220,7 +220,7 @@ class ChoiceTask:
         return table
 
     def token_type(self, examples: Examples) -> NDArray[np.uint8]:
-        """Roads, and each station's choice and what follows from it; see `Task.kind`."""
+        """Roads, and each station's choice and what follows from it; see `Task.token_type`."""
         return examples.token_features["kind"]
 
     def text(self, tokens: Sequence[int]) -> str:

@@ -144,7 +144,7 @@ class CountdownTask:
         )
 
     def token_type(self, examples: Examples) -> NDArray[np.uint8]:
-        """The part that each token plays; see `Task.kind`."""
+        """The part that each token plays; see `Task.token_type`."""
         return np.broadcast_to(self._plan, examples.tokens.shape).copy()
 
     def text(self, tokens: Sequence[int]) -> str:

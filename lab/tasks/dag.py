@@ -141,7 +141,7 @@ class DagTask:
         return self._rendered(starts, goals, paths)
 
     def token_type(self, examples: Examples) -> NDArray[np.uint8]:
-        """The part that each token plays: "first" repeats the start, "last" the goal. See `Task.kind`."""
+        """The part that each token plays: "first" repeats the start, "last" the goal. See `Task.token_type`."""
         columns, lengths = np.arange(examples.tokens.shape[1]), examples.lengths[:, None]
         kinds = np.select([columns < 4, columns < lengths - 2, columns == lengths - 2, columns == lengths - 1],
                           [columns, 4, 5, 6], 0)  # fmt: skip

@@ -138,7 +138,7 @@ class MixtureTask:
         part, place = self.turns(indices)
         told = {int(k): self._tasks[k].examples(split, place[part == k], seed) for k in np.unique(part)}
         width = max((each.tokens.shape[1] for each in told.values()), default=0)
-        keys = max((each.keys.shape[1] for each in told.values()), default=0)
+        keys = max((each.fingerprints.shape[1] for each in told.values()), default=0)
         shape = (len(indices), width)
         whole = Examples(
             tokens=np.zeros(shape, np.uint16),
@@ -148,19 +148,19 @@ class MixtureTask:
             slices={"part": np.array(self._names)[part]},
             fingerprints=np.zeros((len(indices), keys), np.uint64),
             token_features={"kind": np.zeros(shape, np.uint8)},
-            horizons=np.ones(shape, np.uint8) if any(each.spans is not None for each in told.values()) else None,
+            horizons=np.ones(shape, np.uint8) if any(each.horizons is not None for each in told.values()) else None,
         )
         for k, each in told.items():
             mine = np.flatnonzero(part == k)
             inside = np.arange(each.tokens.shape[1]) < each.lengths[:, None]
             whole.tokens[mine, : each.tokens.shape[1]] = self._ids[k][each.tokens] * inside
             whole.lengths[mine] = each.lengths
-            whole.loss_mask[mine, : each.tokens.shape[1]] = each.trained
-            if whole.horizons is not None and each.spans is not None:
-                whole.horizons[mine, : each.tokens.shape[1]] = each.spans
-            whole.fingerprints[mine, : each.keys.shape[1]] = each.keys
+            whole.loss_mask[mine, : each.tokens.shape[1]] = each.loss_mask
+            if whole.horizons is not None and each.horizons is not None:
+                whole.horizons[mine, : each.tokens.shape[1]] = each.horizons
+            whole.fingerprints[mine, : each.fingerprints.shape[1]] = each.fingerprints
             if self._tasks[k] is self._scored:
-                whole.score_mask[mine, : each.tokens.shape[1]] = each.scored
+                whole.score_mask[mine, : each.tokens.shape[1]] = each.score_mask
                 whole.token_features["kind"][mine, : each.tokens.shape[1]] = self._scored.token_type(each)
         return whole
 
@@ -175,7 +175,7 @@ class MixtureTask:
         return {"part": part, "text": text, "tokens": tokens}
 
     def token_type(self, examples: Examples) -> NDArray[np.uint8]:
-        """What tokens of the scored part's examples are; see `Task.kind`. Those of other parts in training are 0."""
+        """What tokens of the scored part's examples are; see `Task.token_type`. Those of other parts in training are 0."""
         return examples.token_features["kind"] if "part" in examples.slices else self._scored.token_type(examples)
 
     def text(self, tokens: Sequence[int]) -> str:

@@ -173,7 +173,7 @@ class StarTask:
         )
 
     def token_type(self, examples: Examples) -> NDArray[np.uint8]:
-        """The part that each token plays; "choice" is place 1 of the answer. See `Task.kind`."""
+        """The part that each token plays; "choice" is place 1 of the answer. See `Task.token_type`."""
         return np.broadcast_to(self._plan, examples.tokens.shape).copy()
 
     def deciding(self, examples: Examples) -> NDArray[np.bool_]:

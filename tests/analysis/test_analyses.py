@@ -187,7 +187,10 @@ def twice(examples: Examples) -> Examples:
     """Every document two times, side by side: both halves of the documents are then the same."""
     rows = np.repeat(np.arange(len(examples.lengths)), 2)
     fields = {name: value[rows] for name, value in vars(examples).items() if isinstance(value, np.ndarray)}
-    parts = {name: {key: value[rows] for key, value in getattr(examples, name).items()} for name in ("slices", "marks")}
+    parts = {
+        name: {key: value[rows] for key, value in getattr(examples, name).items()}
+        for name in ("slices", "token_features")
+    }
     return Examples(**{**vars(examples), **fields, **parts})
 
 

@@ -283,7 +283,7 @@ def test_rows_that_are_done_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 class Counting(Objective):
     """Token t+1 is token t and 1, modulo V; head i adds i, or, where it is wrong, i + 1."""
 
-    chained = False
+    heads_share_layers = False
 
     def __init__(self, n: int, wrong: Callable[[int, int], bool]) -> None:
         super().__init__()

@@ -149,7 +149,7 @@ def test_select_keeps_examples_whole(lengths: NDArray[np.int64], data: st.DataOb
     part = select(examples, rows)
     assert part.tokens.shape == (len(rows), lengths[rows].max())
     for k, i in enumerate(rows):
-        for field in ("tokens", "trained", "scored"):
+        for field in ("tokens", "loss_mask", "score_mask"):
             one, other = getattr(part, field)[k], getattr(examples, field)[i]
             assert one[: lengths[i]].tolist() == other[: lengths[i]].tolist()
             assert not one[lengths[i] :].any()

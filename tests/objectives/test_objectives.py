@@ -275,7 +275,7 @@ class Counted(nn.Module):
         return self.module(*inputs)  # type: ignore[no-any-return]
 
 
-def test_latents_and_logits_are_computed_when_asked_for() -> None:
+def test_hidden_states_and_logits_are_computed_when_asked_for() -> None:
     model = parallel(3)
     heads = heads_of(model)
     counted = [Counted(head) for head in heads]

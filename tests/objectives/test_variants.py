@@ -388,7 +388,7 @@ def counting(calls: list[int]) -> Callable[[nn.Module, Any, Any], None]:
 
 
 @each_of_many_heads
-def test_latents_and_logits_are_computed_when_asked_for(name: str) -> None:
+def test_hidden_states_and_logits_are_computed_when_asked_for(name: str) -> None:
     """Logits are what is large; of the layers, only anticausal heads need all for the first hidden_states."""
     model, trunk, heads, unembeddings = built(name, 3), [0], [0], [0]
     model.decoder.trunk[0].register_forward_hook(counting(trunk))
@@ -412,7 +412,7 @@ def test_latents_and_logits_are_computed_when_asked_for(name: str) -> None:
 
 
 @each_of_many_heads
-def test_logits_are_read_off_latents(name: str) -> None:
+def test_logits_are_read_off_hidden_states(name: str) -> None:
     model, tokens = built(name, 3), random_batch(seed=0, n=3).tokens
     inputs = tokens[:, :-3]
     context = model.decoder.context(inputs, None)

@@ -54,7 +54,7 @@ def test_score_tables_of_several_levels_and_slices(capsys: pytest.CaptureFixture
     assert {(row["names"], row["seeds"]) for row in seen["rows"]} == {("pool", 3)}
 
     print_json(tables)
-    assert json.loads(capsys.readouterr().out)[0]["levels"][0]["level"] == STORIES.levels[0]
+    assert json.loads(capsys.readouterr().out)[0]["levels"][0]["level"] == STORIES.baselines[0]
     print_scores(tables, "test, final weights")
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("second token accuracy (%) by names") for line in lines) == 2
@@ -100,7 +100,7 @@ def test_a_seed_is_past_a_level_if_its_interval_is() -> None:
             )
             for _, each in mine.iterrows()
         ]
-        levels = mine[STORIES.levels[0]]
+        levels = mine[STORIES.baselines[0]]
         assert row["past"] == sum(each.low > level for each, level in zip(lows, levels, strict=True))
 
 
@@ -108,9 +108,9 @@ def test_tables_along_a_slice_of_mixed_kinds(capsys: pytest.CaptureFixture[str])
     _, finished = stories(seeds=2)
     frame = tidy(finished)
     chosen = frame[(frame.checkpoint == "final") & (frame.split == "test") & (frame.names == "fresh")]
-    (row, *_) = summarise(chosen[chosen.seen == "all"], ["n"], "mention", TASK.choice).to_dict("records")
+    (row, *_) = summarise(chosen[chosen.seen == "all"], ["n"], "mention", TASK.metric).to_dict("records")
     assert row["mention"] == 2
-    by_mention: Any = type("ByMention", (), {**vars(TASK), "across": "mention", "slices": ("mention", "seen")})
+    by_mention: Any = type("ByMention", (), {**vars(TASK), "main_slice": "mention", "slices": ("mention", "seen")})
     tables = score_tables(chosen[chosen.characters == "all"], ["n"], by_mention)
     print_scores(tables, "")
     heading = next(line for line in capsys.readouterr().out.splitlines() if "seeds" in line)

@@ -54,7 +54,7 @@ def configs(draw: st.DrawFn) -> Polynomials:
 def same(left: Examples, right: Examples) -> None:
     """Equal, up to padding on the right."""
     width = max(left.tokens.shape[1], right.tokens.shape[1])
-    for name in ("tokens", "trained", "scored"):
+    for name in ("tokens", "loss_mask", "score_mask"):
         a, b = (
             np.pad(array, ((0, 0), (0, width - array.shape[1])))
             for array in (getattr(left, name), getattr(right, name))
@@ -67,7 +67,7 @@ def same(left: Examples, right: Examples) -> None:
         for each in (left.horizons, right.horizons)
     )
     np.testing.assert_array_equal(a, b)
-    for name in ("lengths", "keys"):
+    for name in ("lengths", "fingerprints"):
         np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
     assert left.slices.keys() == right.slices.keys()
     for name in left.slices:
@@ -76,7 +76,7 @@ def same(left: Examples, right: Examples) -> None:
 
 def rows_of(examples: Examples, rows: NDArray[np.int64]) -> Examples:
     slices = {name: values[rows] for name, values in examples.slices.items()}
-    names = ("tokens", "lengths", "trained", "scored", "keys", "spans")
+    names = ("tokens", "lengths", "loss_mask", "score_mask", "fingerprints", "horizons")
     return Examples(**{name: getattr(examples, name)[rows] for name in names}, slices=slices, token_features={})
 
 
@@ -164,7 +164,7 @@ def test_hints_add_tokens_and_change_nothing_else(config: Polynomials, split: Sp
             hints = examples.token_features["hint"][row] == 1
             assert hints.sum() == d
             assert examples.loss_mask[row, hints].all()
-            for name in ("tokens", "scored", "trained"):
+            for name in ("tokens", "score_mask", "loss_mask"):
                 kept = getattr(examples, name)[row, ~hints][: without.lengths[row]]
                 np.testing.assert_array_equal(kept, getattr(without, name)[row, : without.lengths[row]])
     # The two conditions differ in what the hints say, and not in where they stand.

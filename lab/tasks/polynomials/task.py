@@ -216,7 +216,7 @@ class PolynomialTask:
         }
 
     def token_type(self, examples: Examples) -> NDArray[np.uint8]:
-        """The answer with its end token, what comes before, and hints; see `Task.kind`."""
+        """The answer with its end token, what comes before, and hints; see `Task.token_type`."""
         answer = examples.score_mask.view(np.uint8)
         return answer + 2 * examples.token_features["hint"] if "hint" in examples.token_features else answer
 

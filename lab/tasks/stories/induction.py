@@ -400,7 +400,7 @@ class StoryTask:
         return mixed(mixed(first.copy()) + second)
 
     def token_type(self, examples: Examples) -> NDArray[np.uint8]:
-        """Tokens of names, by place and mention, hints, and others; see `Task.kind`."""
+        """Tokens of names, by place and mention, hints, and others; see `Task.token_type`."""
         mention = examples.token_features["mention"]
         kind = (examples.token_features["character"] > 0).astype(np.uint8) + (mention > 0) + (mention > 1)
         return kind if self.hint == "none" else kind + 4 * examples.token_features["hint"]
