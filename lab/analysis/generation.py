@@ -204,8 +204,8 @@ def near_misses(asked: Questions, kind: NDArray[np.uint8]) -> tuple[list[NDArray
     """The answers and `MISSES` other lists of them, [Q, A] each, and how many of these are misses of each answer, [Q].
 
     A miss has one token that is wrong, which stands in that place of an answer to some other question, as a token of
-    the same kind (`Task.token_type`, [Q, L]), so that knowing what kind of token belongs there is not enough. An answer's
-    misses differ; where there are fewer than `MISSES`, the last lists repeat the answer.
+    the same type (`Task.token_type`, [Q, L]), so that knowing which type of token belongs there is not enough. The
+    misses of an answer differ; where there are fewer than `MISSES`, the last lists repeat the answer.
     """
     answers = asked.answers()
     random = np.random.default_rng(0)

@@ -175,7 +175,7 @@ class MixtureTask:
         return {"part": part, "text": text, "tokens": tokens}
 
     def token_type(self, examples: Examples) -> NDArray[np.uint8]:
-        """What tokens of the scored part's examples are; see `Task.token_type`. Those of other parts in training are 0."""
+        """Types of the scored part's tokens; see `Task.token_type`. Tokens of other parts in training have type 0."""
         return examples.token_features["kind"] if "part" in examples.slices else self._scored.token_type(examples)
 
     def text(self, tokens: Sequence[int]) -> str:
