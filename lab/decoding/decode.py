@@ -16,7 +16,8 @@ what comes out is distributed as p. Temperature and top-p are applied to p and q
 One cache serves all: a pass writes its tokens' keys and values behind those that are settled, and what was rejected is
 overwritten by the next. Rows are of any lengths and accept different numbers of drafts; who is done leaves the batch.
 
-Teacher-forced heads (`Objective.teacher_forced`) draft one after another, each reading what the one before it proposed. Where they have read drafts, they read again when the tokens are settled, so that at every earlier position
+Teacher-forced heads (`Objective.teacher_forced`) draft one after another, each reading what the one before it proposed.
+Where they have read drafts, they read again when the tokens are settled, so that at every earlier position
 they have seen the true ones, as in training.
 
 Exactness. Drafts decide how many passes there are, never which tokens come out, but for rounding: k positions at once
