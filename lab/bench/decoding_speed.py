@@ -88,14 +88,17 @@ def beside_transformers(
         `peer_seconds` (medians over rounds, each in turn), `of_peer`, our tokens a second over the peer's; `missing`
         says what to install, the numbers then None.
     """
+    layers, width, heads = shape
     about = {
-        **shape._asdict(), "vocabulary": vocabulary, "batch": batch, "prompt": prompt, "new_tokens": new_tokens
+        "layers": layers, "width": width, "heads": heads, "vocabulary": vocabulary, "batch": batch, "prompt": prompt, "new_tokens": new_tokens
     }  # fmt: skip
     try:
         peer = build_peer("transformers-llama", shape, vocabulary, prompt + new_tokens).model.eval().to(device)
     except NotInstalled as error:
         return {**about, "seconds": None, "peer_seconds": None, "of_peer": None, "missing": str(error)}
-    model = build_model(Model(**shape._asdict()), NextToken(), vocabulary, seed=0).eval().to(device)
+    model = (
+        build_model(Model(layers=layers, width=width, heads=heads), NextToken(), vocabulary, seed=0).eval().to(device)
+    )
     tokens = torch.randint(vocabulary, (batch, prompt), generator=torch.Generator().manual_seed(0)).to(device)
     lengths = torch.full((batch,), prompt, device=device)
 

@@ -275,7 +275,8 @@ def begun_from(source: Experiment, mapping: dict[str, Any]) -> Model:
                 raise BadInput(f"task: its token {token} is {ours!r}; allowed: the vocabulary of {run}, with {other!r}")
     (before, width, heads), base = theirs.shape, theirs.rotary_base
     layers = before - source.objective.head_layers() + learner.objective.head_layers()
-    given = {**learner.model.shape._asdict(), "rotary_base": learner.model.rotary_base}
+    given: dict[str, float] = dict(zip(("layers", "width", "heads"), learner.model.shape, strict=True))
+    given["rotary_base"] = learner.model.rotary_base
     allowed: dict[str, list[float]] = {
         "layers": [before, layers],
         "width": [width],
