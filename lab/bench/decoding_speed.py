@@ -90,7 +90,8 @@ def beside_transformers(
     """
     layers, width, heads = shape
     about = {
-        "layers": layers, "width": width, "heads": heads, "vocabulary": vocabulary, "batch": batch, "prompt": prompt, "new_tokens": new_tokens
+        "layers": layers, "width": width, "heads": heads, "vocabulary": vocabulary,
+        "batch": batch, "prompt": prompt, "new_tokens": new_tokens
     }  # fmt: skip
     try:
         peer = build_peer("transformers-llama", shape, vocabulary, prompt + new_tokens).model.eval().to(device)
