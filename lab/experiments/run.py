@@ -19,11 +19,12 @@ from lab.experiments.inheritance import final_weights, load_matching, seen_in_tr
 from lab.experiments.store import Result, RunDirectory, find_run, read_json_lines, write_json
 from lab.files import atomic_write
 from lab.learning.callbacks import Checkpoint, CheckpointFiles, JsonLines, Record, Snapshots, Validate
-from lab.learning.data import StepsDataModule, by_set, questions
+from lab.learning.data import RowLayout, StepsDataModule, by_set, questions
 from lab.learning.evaluation import evaluate
 from lab.learning.module import LearningModule
 from lab.learning.progress import Progress
 from lab.learning.trainer import L, LightningEnvironment, Logger, SIGTERMException, TensorBoardLogger, alone
+from lab.models import kernels
 from lab.models.decoder import recompute
 from lab.objectives import LanguageModel, build_model
 from lab.objectives.backward import Order, backward_order
@@ -87,7 +88,8 @@ def execute(
         model = build_model(experiment.model, experiment.objective, len(task.vocabulary), experiment.seed)
         n, workers = model.objective.n, experiment.execution.data_workers  # a control's own n may be another's heads
         where = model.objective.where
-        data = StepsDataModule(task, experiment.train, n, experiment.seed, asked, workers, where)
+        layout = chosen_layout(experiment, model, task)
+        data = StepsDataModule(task, experiment.train, n, experiment.seed, asked, workers, where, layout)
 
         # Training, from the last checkpoint if there is one (it is loaded in `fit`, over any other weights).
         source = find_run(experiment.init_from, store) if experiment.init_from else None
@@ -147,6 +149,7 @@ def execute(
             "tokens_per_second": tokens / record.seconds,
             "peak_memory_bytes": provenance.peak_memory(device),
             "backward": order,
+            "layout": layout,
             "clip_share": clip_share(directory),
             **({"inherited": inherited} if inherited else {}),
             "hardware": provenance.hardware(device),
@@ -203,6 +206,17 @@ def chosen_order(experiment: Experiment, model: LanguageModel) -> Order:
         return named
     positions = experiment.train.batch_tokens // experiment.execution.passes
     return backward_order(model.objective.n, positions, model.decoder.unembedding.out_features)
+
+
+def chosen_layout(experiment: Experiment, model: LanguageModel, task: Task) -> RowLayout:
+    """Return how training examples lie in rows: joined where the CPU's kernels compute all attention, else packed.
+
+    The kernels compute only pairs of positions in one document, so that a row may be long and padding is not needed.
+    Rows are also what gradient accumulation divides a step into: there they stay packed.
+    """
+    on_cpu = choose_device(experiment.execution.device).type == "cpu" and experiment.precision == "fp32"
+    served = on_cpu and kernels.serve(model.decoder.embedding.weight) and task.max_length("train") <= kernels.LONGEST
+    return "joined" if served and experiment.execution.passes == 1 else "packed"
 
 
 def score(

@@ -2,13 +2,14 @@
 
 A step's batch is a pure function of (task, seed, step): a resumed run continues with the step it had not done, and data
 workers share the steps between them. Examples are packed into short rows with document masks: measured against padding
-and against length buckets, `lab bench batches`, it trains the most useful tokens a second.
+and against length buckets, `lab bench batches`, it trains the most useful tokens per second. Where attention never
+computes pairs of different documents (the CPU's kernels), they are joined into one row instead, without padding.
 """
 
 import signal
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,10 @@ from lab.tasks.targets import limit_targets
 
 CHUNK = 2048
 """Examples generated at once: enough for NumPy's cost a call to vanish."""
+
+
+RowLayout = Literal["packed", "joined"]
+"""How a step's examples lie in rows: packed into rows of `train.context` tokens, or joined end to end in one row."""
 
 
 class StepData(NamedTuple):
@@ -68,9 +73,13 @@ def pack(lengths: NDArray[np.int64], context: int) -> tuple[NDArray[np.int64], N
     return rows, columns
 
 
-def packed_batch(examples: Examples, context: int, n: int) -> Batch:
-    """All the examples, in as few rows of `context` tokens as packing finds, with n tokens more to read."""
+def packed_batch(examples: Examples, context: int | None, n: int) -> Batch:
+    """All the examples, in as few rows of `context` tokens as packing finds, with n tokens more to read.
+
+    `context` None: one row without padding, the examples end to end.
+    """
     lengths = examples.lengths
+    context = int(lengths.sum()) if context is None else context
     rows, columns = pack(lengths, context)
     inside = np.arange(examples.tokens.shape[1]) < lengths[:, None]
     documents, places = np.nonzero(inside)
@@ -121,8 +130,10 @@ class Steps(IterableDataset[StepData]):
         first: int,
         evaluation_fingerprints: NDArray[np.uint64],
         where: Sequence[int | str] | None = None,
+        layout: RowLayout = "packed",
     ) -> None:
         self.task, self.train, self.n, self.seed, self.first, self.where = task, train, n, seed, first, where
+        self.context = train.context if layout == "packed" else None
         self.per_step = examples_per_step(task, train)
         self.order = np.argsort(evaluation_fingerprints, kind="stable")
         self.questions = evaluation_fingerprints[self.order]
@@ -138,7 +149,7 @@ class Steps(IterableDataset[StepData]):
             for k in range(ahead):
                 part = slice(k * self.per_step, (k + 1) * self.per_step)
                 yield StepData(
-                    packed_batch(select(examples, part), self.train.context, self.n),
+                    packed_batch(select(examples, part), self.context, self.n),
                     torch.from_numpy(self._asked(examples.fingerprints[part])),
                     int(examples.lengths[part].sum()),
                 )
@@ -218,14 +229,16 @@ class StepsDataModule(L.LightningDataModule):
         questions: NDArray[np.uint64],
         workers: int,
         where: Sequence[int | str] | None = None,
+        layout: RowLayout = "packed",
     ) -> None:
         super().__init__()
         self.task, self.train, self.n, self.seed = task, train, n, seed
-        self.questions, self.workers, self.where = questions, workers, where
+        self.questions, self.workers, self.where, self.layout = questions, workers, where, layout
 
     def train_dataloader(self) -> Iterable[StepData]:
         assert self.trainer is not None
-        steps = Steps(self.task, self.train, self.n, self.seed, self.trainer.global_step, self.questions, self.where)
+        first = self.trainer.global_step
+        steps = Steps(self.task, self.train, self.n, self.seed, first, self.questions, self.where, self.layout)
         whole = DataLoader(
             steps,
             batch_size=None,

@@ -79,12 +79,21 @@ class Context:
         return torch.cat((self.rotary[:, 0].real, self.rotary[:, 0].imag), dim=1)
 
     def suits_kernels(self, x_BTD: Tensor) -> bool:
-        """Return whether the CPU's kernels compute attention on x [B, T, ...]: no decoding, and no very long rows."""
-        return self.slots is None and x_BTD.shape[1] <= kernels.LONGEST and kernels.serve(x_BTD)
+        """Return whether the CPU's kernels compute attention on x [B, T, ...]: no decoding, no very long documents."""
+        return self.slots is None and kernels.serve(x_BTD) and self._longest(x_BTD.shape[1]) <= kernels.LONGEST
 
     def starts(self, rows: int, positions: int) -> Tensor:
         """Return the first position of each position's document, int32 [B, T]."""
         return self._starts if self.document_ids is not None else torch.zeros(rows, positions, dtype=torch.int32)
+
+    def _longest(self, positions: int) -> int:
+        """Return the positions of the longest document, where it matters: of rows that may be too long for kernels."""
+        return positions if self.document_ids is None or positions <= kernels.LONGEST else self._longest_document
+
+    @functools.cached_property
+    def _longest_document(self) -> int:
+        places = torch.arange(self._starts.shape[1], dtype=torch.int32, device=self._starts.device)
+        return int((places - self._starts).max()) + 1
 
     @functools.cached_property
     def _starts(self) -> Tensor:

@@ -47,6 +47,21 @@ static inline float exp_float(float x) {
 }
 static inline double exp_double(double x) { return exp(x); }
 
+/* Writes the index, counted over all rows, of each document's first position to `firsts`, and the total behind the last
+   one; returns how many documents there are, and in `longest` the positions of the longest. */
+static int64_t find_documents(const int32_t *restrict starts, int64_t rows, int64_t positions, int64_t *restrict firsts,
+                              int64_t *restrict longest) {
+    int64_t documents = 0;
+    *longest = 0;
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t t = 0; t < positions; t++)
+            if (starts[row * positions + t] == t) firsts[documents++] = row * positions + t;
+    firsts[documents] = rows * positions;
+    for (int64_t i = 0; i < documents; i++)
+        if (firsts[i + 1] - firsts[i] > *longest) *longest = firsts[i + 1] - firsts[i];
+    return documents;
+}
+
 #define REAL float
 #define VECTOR float_v
 #include "kernels.c"
@@ -189,117 +204,121 @@ static inline int64_t FN(padded)(int64_t number) { return (number + 2 * LANES - 
 int FN(attention_forward)(const REAL *restrict x, const REAL *restrict turn, const int32_t *restrict starts,
                        REAL *restrict out, REAL *restrict logs, int64_t rows, int64_t positions, int64_t heads,
                        int64_t width) {
-    const int64_t most = FN(padded)(positions), wide = FN(padded)(width), stride = 3 * heads * width;
+    const int64_t wide = FN(padded)(width), stride = 3 * heads * width;
     const REAL scale = (REAL)(1 / sqrt((double)width));
+    int64_t longest, *firsts = malloc((rows * positions + 1) * sizeof(int64_t));
+    if (!firsts) return 1;
+    const int64_t documents = find_documents(starts, rows, positions, firsts, &longest), most = FN(padded)(longest);
     int failed = 0;
 #pragma omp parallel
     {
         REAL *scratch = calloc(most * (5 * wide + most), sizeof(REAL));
         if (!scratch) failed = 1;
 #pragma omp for schedule(static)
-        for (int64_t pair = 0; pair < rows * heads; pair++) {
+        for (int64_t pair = 0; pair < documents * heads; pair++) {
             if (!scratch) continue;
-            const int64_t row = pair / heads, head = pair % heads;
-            for (int64_t first = 0, end; first < positions; first = end) {
-                for (end = first + 1; end < positions && starts[row * positions + end] == first;) end++;
-                const int64_t length = end - first, side = FN(padded)(length);
-                REAL *q = scratch, *k = q + side * wide, *kt = k + side * wide, *v = kt + side * wide;
-                REAL *mixed = v + side * wide, *s = mixed + side * wide;
-                const REAL *from = x + (row * positions + first) * stride + head * width;
-                memset(q, 0, sizeof(REAL) * 4 * side * wide);
-                FN(rotate)(from, stride, turn + first * width, length, width, scale, q, wide);
-                FN(rotate)(from + heads * width, stride, turn + first * width, length, width, 1, k, wide);
-                FN(transpose)(k, wide, length, width, kt, side);
-                for (int64_t t = 0; t < length; t++)
-                    memcpy(v + t * wide, from + t * stride + 2 * heads * width, sizeof(REAL) * width);
-                FN(product)(0, length, side, width, q, wide, 1, kt, side, s, side);
-                REAL *logsum = logs + pair * positions + first;
-                for (int64_t i = 0; i < length; i++) {
-                    REAL *line = s + i * side, sum = 0, tops[2 * LANES], top;
-                    const int64_t seen = FN(padded)(i + 1);
-                    for (int64_t j = i + 1; j < seen; j++) line[j] = -INFINITY;
-                    for (int64_t l = 0; l < 2 * LANES; l++) tops[l] = line[l];
-                    for (int64_t j = 2 * LANES; j < seen; j += 2 * LANES)
-                        for (int64_t l = 0; l < 2 * LANES; l++) tops[l] = line[j + l] > tops[l] ? line[j + l] : tops[l];
-                    top = tops[0];
-                    for (int64_t l = 1; l < 2 * LANES; l++) top = tops[l] > top ? tops[l] : top;
-                    for (int64_t j = 0; j < seen; j++) line[j] = NAME(exp, REAL)(line[j] - top);
-                    for (int64_t j = i + 1; j < seen; j++) line[j] = 0;
-                    for (int64_t j = 0; j < seen; j++) sum += line[j];
-                    logsum[i] = top + (REAL)log((double)sum);
-                    const REAL share = 1 / sum;
-                    for (int64_t j = 0; j < seen; j++) line[j] *= share;
-                }
-                for (int64_t i = length; i < ((length + 3) & ~3); i++) memset(s + i * side, 0, sizeof(REAL) * side);
-                FN(product)(1, length, wide, length, s, side, 1, v, wide, mixed, wide);
-                for (int64_t t = 0; t < length; t++)
-                    memcpy(out + ((row * positions + first + t) * heads + head) * width, mixed + t * wide,
-                           sizeof(REAL) * width);
+            const int64_t document = pair / heads, head = pair % heads;
+            const int64_t row = firsts[document] / positions, first = firsts[document] % positions;
+            const int64_t length = firsts[document + 1] - firsts[document], side = FN(padded)(length);
+            REAL *q = scratch, *k = q + side * wide, *kt = k + side * wide, *v = kt + side * wide;
+            REAL *mixed = v + side * wide, *s = mixed + side * wide;
+            const REAL *from = x + (row * positions + first) * stride + head * width;
+            memset(q, 0, sizeof(REAL) * 4 * side * wide);
+            FN(rotate)(from, stride, turn + first * width, length, width, scale, q, wide);
+            FN(rotate)(from + heads * width, stride, turn + first * width, length, width, 1, k, wide);
+            FN(transpose)(k, wide, length, width, kt, side);
+            for (int64_t t = 0; t < length; t++)
+                memcpy(v + t * wide, from + t * stride + 2 * heads * width, sizeof(REAL) * width);
+            FN(product)(0, length, side, width, q, wide, 1, kt, side, s, side);
+            REAL *logsum = logs + (row * heads + head) * positions + first;
+            for (int64_t i = 0; i < length; i++) {
+                REAL *line = s + i * side, sum = 0, tops[2 * LANES], top;
+                const int64_t seen = FN(padded)(i + 1);
+                for (int64_t j = i + 1; j < seen; j++) line[j] = -INFINITY;
+                for (int64_t l = 0; l < 2 * LANES; l++) tops[l] = line[l];
+                for (int64_t j = 2 * LANES; j < seen; j += 2 * LANES)
+                    for (int64_t l = 0; l < 2 * LANES; l++) tops[l] = line[j + l] > tops[l] ? line[j + l] : tops[l];
+                top = tops[0];
+                for (int64_t l = 1; l < 2 * LANES; l++) top = tops[l] > top ? tops[l] : top;
+                for (int64_t j = 0; j < seen; j++) line[j] = NAME(exp, REAL)(line[j] - top);
+                for (int64_t j = i + 1; j < seen; j++) line[j] = 0;
+                for (int64_t j = 0; j < seen; j++) sum += line[j];
+                logsum[i] = top + (REAL)log((double)sum);
+                const REAL share = 1 / sum;
+                for (int64_t j = 0; j < seen; j++) line[j] *= share;
             }
+            for (int64_t i = length; i < ((length + 3) & ~3); i++) memset(s + i * side, 0, sizeof(REAL) * side);
+            FN(product)(1, length, wide, length, s, side, 1, v, wide, mixed, wide);
+            for (int64_t t = 0; t < length; t++)
+                memcpy(out + ((row * positions + first + t) * heads + head) * width, mixed + t * wide,
+                       sizeof(REAL) * width);
         }
         free(scratch);
     }
+    free(firsts);
     return failed;
 }
 
 int FN(attention_backward)(const REAL *restrict x, const REAL *restrict turn, const int32_t *restrict starts,
                         const REAL *restrict out, const REAL *restrict logs, const REAL *restrict upstream,
                         REAL *restrict of_x, int64_t rows, int64_t positions, int64_t heads, int64_t width) {
-    const int64_t most = FN(padded)(positions), wide = FN(padded)(width), stride = 3 * heads * width;
+    const int64_t wide = FN(padded)(width), stride = 3 * heads * width;
     const REAL scale = (REAL)(1 / sqrt((double)width));
+    int64_t longest, *firsts = malloc((rows * positions + 1) * sizeof(int64_t));
+    if (!firsts) return 1;
+    const int64_t documents = find_documents(starts, rows, positions, firsts, &longest), most = FN(padded)(longest);
     int failed = 0;
 #pragma omp parallel
     {
         REAL *scratch = calloc(most * (7 * wide + 2 * most), sizeof(REAL));
         if (!scratch) failed = 1;
 #pragma omp for schedule(static)
-        for (int64_t pair = 0; pair < rows * heads; pair++) {
+        for (int64_t pair = 0; pair < documents * heads; pair++) {
             if (!scratch) continue;
-            const int64_t row = pair / heads, head = pair % heads;
-            for (int64_t first = 0, end; first < positions; first = end) {
-                for (end = first + 1; end < positions && starts[row * positions + end] == first;) end++;
-                const int64_t length = end - first, side = FN(padded)(length), area = side * wide;
-                REAL *q = scratch, *k = q + area, *kt = k + area, *vt = kt + area, *g = vt + area, *gradient = g + area;
-                REAL *p = gradient + area, *d = p + side * side;
-                const REAL *from = x + (row * positions + first) * stride + head * width;
-                const REAL *turns = turn + first * width;
-                memset(q, 0, sizeof(REAL) * 5 * area);
-                FN(rotate)(from, stride, turns, length, width, scale, q, wide);
-                FN(rotate)(from + heads * width, stride, turns, length, width, 1, k, wide);
-                FN(transpose)(k, wide, length, width, kt, side);
-                FN(transpose)(from + 2 * heads * width, stride, length, width, vt, side);
-                for (int64_t t = 0; t < length; t++)
-                    memcpy(g + t * wide, upstream + ((row * positions + first + t) * heads + head) * width,
-                           sizeof(REAL) * width);
-                FN(product)(0, length, side, width, q, wide, 1, kt, side, p, side);
-                FN(product)(0, length, side, width, g, wide, 1, vt, side, d, side);
-                const REAL *logsum = logs + pair * positions + first;
-                for (int64_t i = 0; i < length; i++) {
-                    REAL *line = p + i * side, *slope = d + i * side, along = 0, minus = logsum[i];
-                    const REAL *y = out + ((row * positions + first + i) * heads + head) * width;
-                    for (int64_t c = 0; c < width; c++) along += y[c] * g[i * wide + c];
-                    for (int64_t j = 0; j <= i; j++) {
-                        line[j] = NAME(exp, REAL)(line[j] - minus);
-                        slope[j] = line[j] * (slope[j] - along);
-                    }
-                    for (int64_t j = i + 1; j < ((i | 3) + 1); j++) line[j] = slope[j] = 0;
+            const int64_t document = pair / heads, head = pair % heads;
+            const int64_t row = firsts[document] / positions, first = firsts[document] % positions;
+            const int64_t length = firsts[document + 1] - firsts[document], side = FN(padded)(length), area = side * wide;
+            REAL *q = scratch, *k = q + area, *kt = k + area, *vt = kt + area, *g = vt + area, *gradient = g + area;
+            REAL *p = gradient + area, *d = p + side * side;
+            const REAL *from = x + (row * positions + first) * stride + head * width;
+            const REAL *turns = turn + first * width;
+            memset(q, 0, sizeof(REAL) * 5 * area);
+            FN(rotate)(from, stride, turns, length, width, scale, q, wide);
+            FN(rotate)(from + heads * width, stride, turns, length, width, 1, k, wide);
+            FN(transpose)(k, wide, length, width, kt, side);
+            FN(transpose)(from + 2 * heads * width, stride, length, width, vt, side);
+            for (int64_t t = 0; t < length; t++)
+                memcpy(g + t * wide, upstream + ((row * positions + first + t) * heads + head) * width,
+                       sizeof(REAL) * width);
+            FN(product)(0, length, side, width, q, wide, 1, kt, side, p, side);
+            FN(product)(0, length, side, width, g, wide, 1, vt, side, d, side);
+            const REAL *logsum = logs + (row * heads + head) * positions + first;
+            for (int64_t i = 0; i < length; i++) {
+                REAL *line = p + i * side, *slope = d + i * side, along = 0, minus = logsum[i];
+                const REAL *y = out + ((row * positions + first + i) * heads + head) * width;
+                for (int64_t c = 0; c < width; c++) along += y[c] * g[i * wide + c];
+                for (int64_t j = 0; j <= i; j++) {
+                    line[j] = NAME(exp, REAL)(line[j] - minus);
+                    slope[j] = line[j] * (slope[j] - along);
                 }
-                for (int64_t i = length; i < ((length + 3) & ~3); i++) {
-                    memset(p + i * side, 0, sizeof(REAL) * side);
-                    memset(d + i * side, 0, sizeof(REAL) * side);
-                }
-                REAL *to = of_x + (row * positions + first) * stride + head * width;
-                FN(product)(1, length, wide, length, d, side, 1, k, wide, gradient, wide);
-                FN(rotate_back)(gradient, wide, turns, length, width, scale, to, stride);
-                FN(product)(2, length, wide, length, d, 1, side, q, wide, gradient, wide);
-                FN(rotate_back)(gradient, wide, turns, length, width, 1, to + heads * width, stride);
-                FN(product)(2, length, wide, length, p, 1, side, g, wide, gradient, wide);
-                for (int64_t t = 0; t < length; t++)
-                    memcpy(to + t * stride + 2 * heads * width, gradient + t * wide, sizeof(REAL) * width);
+                for (int64_t j = i + 1; j < ((i | 3) + 1); j++) line[j] = slope[j] = 0;
             }
+            for (int64_t i = length; i < ((length + 3) & ~3); i++) {
+                memset(p + i * side, 0, sizeof(REAL) * side);
+                memset(d + i * side, 0, sizeof(REAL) * side);
+            }
+            REAL *to = of_x + (row * positions + first) * stride + head * width;
+            FN(product)(1, length, wide, length, d, side, 1, k, wide, gradient, wide);
+            FN(rotate_back)(gradient, wide, turns, length, width, scale, to, stride);
+            FN(product)(2, length, wide, length, d, 1, side, q, wide, gradient, wide);
+            FN(rotate_back)(gradient, wide, turns, length, width, 1, to + heads * width, stride);
+            FN(product)(2, length, wide, length, p, 1, side, g, wide, gradient, wide);
+            for (int64_t t = 0; t < length; t++)
+                memcpy(to + t * stride + 2 * heads * width, gradient + t * wide, sizeof(REAL) * width);
         }
         free(scratch);
     }
+    free(firsts);
     return failed;
 }
 #endif

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LONGEST = 512
-"""Positions of a row up to which these kernels serve: beyond, torch's attention, which works in tiles, is faster."""
+"""Longest document, in positions, that these kernels serve: beyond, torch's attention works in tiles and is faster."""
 
 _SOURCE = Path(__file__).with_suffix(".c")
 _FLAGS = (

@@ -20,6 +20,7 @@ from lab.experiments.experiment import dump_yaml, load_experiment
 from lab.experiments.run import clip_share, execute
 from lab.experiments.store import Busy, RunDirectory, read_json_lines
 from lab.learning.progress import Progress
+from lab.models import kernels
 from lab.objectives import build_model
 from tests.conftest import held, same_end, tiny, without_times
 
@@ -64,6 +65,31 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
         for m in range(1, most + 1)
     }
     assert all(row["count"] == (30 if row["split"] == "test" else 20) for row in rows)
+
+
+def test_examples_are_joined_where_the_kernels_compute_all_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layout follows the stated rule, is recorded, and changes a short run by rounding alone."""
+
+    def run(name: str, *overrides: str) -> Any:
+        return execute(tiny("train.steps=10", "evaluation.every=10", *overrides), tmp_path / name)
+
+    joined = run("joined")
+    assert joined["layout"] == ("joined" if kernels.library() else "packed")
+    packed = [run("accumulated", "execution.passes=2")]
+    for name, patched in (("served", lambda _: False), ("long", None)):
+        with monkeypatch.context() as patch:
+            if patched:
+                patch.setattr(kernels, "serve", patched)
+            else:
+                patch.setattr(kernels, "LONGEST", 5)
+            packed.append(run(name))
+    for each in packed:
+        assert each["layout"] == "packed"
+        assert each["tokens"] == joined["tokens"]
+        losses = [result["curve"][-1]["validation/loss_1"] for result in (each, joined)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_the_share_of_clipped_steps_counts_each_step_once(tmp_path: Path) -> None:

@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lab.learning.data import pack, packed_batch, select
+from lab.models.sizes import Model
+from lab.objectives import build_model
+from lab.objectives.backward import losses
 from lab.tasks.base import Examples
 from lab.tasks.polynomials.task import Polynomials
+from tests.objectives.test_variants import NAMES, objective
 
 CONTEXT = 20
 LENGTHS = st.lists(st.integers(1, CONTEXT), min_size=1, max_size=60).map(np.array)
@@ -139,6 +143,38 @@ def test_a_real_batch_loses_nothing() -> None:
     scored = batch.horizons[batch.loss_mask].view(300, 6)  # row by row, and so document by document
     assert (scored == torch.tensor([5, 4, 3, 2, 1, 1])).all()
     assert (batch.horizons[~batch.loss_mask] == 1).all()
+
+
+@settings(deadline=None)
+@given(LENGTHS)
+def test_joined_examples_are_one_row_without_padding(lengths: NDArray[np.int64]) -> None:
+    examples = random_examples(lengths, seed=2)
+    batch = packed_batch(examples, None, 3)
+    assert batch.tokens.shape == (1, lengths.sum() + 3)
+    assert (batch.document_ids[0, :-3] >= 0).all()
+    for document, length in enumerate(lengths):
+        places = (batch.document_ids[0] == document).nonzero()[:, 0]
+        assert places.tolist() == list(range(int(places[0]), int(places[0]) + length))
+        assert batch.tokens[0, places].tolist() == examples.tokens[document, :length].tolist()
+        assert batch.loss_mask[0, places].tolist() == examples.loss_mask[document, :length].tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_joined_examples_teach_what_packed_ones_do(name: str) -> None:
+    """Losses and gradients in float64 are the same in any rows, except that the angles of positions are rounded."""
+    model = build_model(Model(layers=5, width=8, heads=2), objective(name, 3), 50, seed=0).double()
+    model.objective.trunk_gradient = 0.5
+    examples = random_examples(np.random.default_rng(0).integers(1, CONTEXT, 40), seed=3)
+    found = []
+    for context in (CONTEXT, None):
+        batch = packed_batch(examples, context, model.objective.n)
+        loss = losses(model.objective, model.decoder, batch, [1.0] * model.objective.n)
+        found.append((loss, torch.autograd.grad(loss.total, list(model.parameters()), allow_unused=True)))
+    (packed, ours), (joined, theirs) = found
+    torch.testing.assert_close(packed.nats, joined.nats, rtol=1e-8, atol=0)
+    assert packed.targets.tolist() == joined.targets.tolist()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-5)
 
 
 @settings(deadline=None)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -78,6 +79,40 @@ def test_a_layer_and_its_gradients_are_those_of_the_plain_formulas(
 
     for ours, plain in zip(*both(monkeypatch, compute), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=30), min_size=1, max_size=3), st.integers(1, 3))
+def test_documents_of_any_lengths_in_a_long_row_are_each_computed_alone(lengths: list[list[int]], heads: int) -> None:
+    """Rows of documents one after another give what each document gives in a row of its own."""
+    width, positions = 4 * heads, max(map(sum, lengths))
+    layer = block(width, heads)
+    x, documents = randn(len(lengths), positions, width), torch.full((len(lengths), positions), -1)
+    for row, several in enumerate(lengths):
+        documents[row, : sum(several)] = torch.repeat_interleave(torch.arange(len(several)), torch.tensor(several))
+    angles = torch.arange(positions, dtype=torch.float64)[:, None, None] * torch.tensor([1.0, 0.1], dtype=torch.float64)
+    rotations = torch.polar(torch.ones_like(angles), angles)  # `rotary` rounds to float32
+    x.requires_grad_()
+    together = layer(x, Context(rotations, documents, dtype=torch.float64))
+    [gradient] = torch.autograd.grad(together, x, randn(*together.shape, seed=1))
+    for row, several in enumerate(lengths):
+        for first, length in zip(np.cumsum([0, *several]), several, strict=False):
+            part = slice(int(first), int(first) + length)
+            leaf = x[row : row + 1, part].detach().requires_grad_()
+            alone = layer(leaf, Context(rotations[:length]))
+            torch.testing.assert_close(together[row : row + 1, part], alone, rtol=1e-10, atol=1e-10)
+            upstream = randn(*together.shape, seed=1)[row : row + 1, part]
+            [wanted] = torch.autograd.grad(alone, leaf, upstream)
+            torch.testing.assert_close(gradient[row : row + 1, part], wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_a_row_may_be_long_where_its_documents_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "LONGEST", 8)
+    x = randn(2, 24, 4)
+    for length, served in ((8, True), (9, False)):
+        shared = Context(rotary(24, 4, 100.0, torch.device("cpu")), (torch.arange(24) // length).expand(2, -1))
+        assert shared.suits_kernels(x) == served
+    assert not Context(rotary(24, 4, 100.0, torch.device("cpu"))).suits_kernels(x)
 
 
 def test_float32_is_as_near_to_float64_as_the_plain_formulas_are(monkeypatch: pytest.MonkeyPatch) -> None:
