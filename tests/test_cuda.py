@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lab.decoding.decode import Sampling, chain, decode
+from lab.decoding.decode import decode
+from lab.decoding.sampling import Sampling
+from lab.decoding.tree import chain
 from lab.experiments.experiment import load_experiment
 from lab.experiments.run import execute
 from lab.experiments.store import RunDirectory, read_json_lines

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 from lab.analysis.finished_run import FinishedRun, rows_of
 from lab.analysis.terms import passes
-from lab.decoding.decode import Sampling, decode
+from lab.decoding.decode import decode
+from lab.decoding.sampling import Sampling
 from lab.errors import BadInput
 from lab.learning.data import select
 from lab.objectives import LanguageModel

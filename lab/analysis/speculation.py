@@ -26,7 +26,9 @@ import torch
 from torch import Tensor
 
 from lab.analysis.finished_run import FinishedRun
-from lab.decoding.decode import Decoded, Sampling, chain, decode
+from lab.decoding.decode import Decoded, decode
+from lab.decoding.sampling import Sampling
+from lab.decoding.tree import chain
 from lab.errors import BadInput
 from lab.objectives import LanguageModel
 from lab.paper import BYTE_SPEED_UPS, SPEED_UPS
@@ -151,12 +153,12 @@ def speculation(
 
 
 def _row(found: Sequence[Decoded], drafts: tuple[int, ...], seconds: float, batch: int) -> dict[str, Any]:
-    rows, passes = sum(len(each.tokens) for each in found), sum(int(each.passes.sum()) for each in found)
+    rows, passes = sum(len(each.tokens) for each in found), sum(int(each.forward_passes.sum()) for each in found)
     tokens = sum(len(row) for each in found for row in each.tokens)
     proposed, accepted = (sum(getattr(each, name) for each in found) for name in ("proposed", "accepted"))
     return {
         "k": len(drafts) + 1, "drafts": list(drafts), "batch": min(batch, rows), "prompts": rows, "tokens": tokens,
-        "passes": passes, "steps": sum(int(each.passes.max()) for each in found),
+        "passes": passes, "steps": sum(int(each.forward_passes.max()) for each in found),
         "tokens_per_forward": _share(tokens - rows, passes),
         "accepted": [_share(good, all_) for good, all_ in zip(accepted, proposed, strict=True)],
         "accepted_length": _share(int(accepted.sum()), passes),

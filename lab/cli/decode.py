@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from lab.analysis.speculation import Prompts
-    from lab.decoding.decode import Sampling, Step
+    from lab.decoding.sampling import Sampling
+    from lab.decoding.state import Step
     from lab.tasks.base import Task
 
 SHOWN = 3
@@ -116,7 +117,7 @@ def _sampling(temperature: float, top_p: float) -> "Sampling | None":
     Raises:
         BadInput: top-p without a temperature.
     """
-    from lab.decoding.decode import Sampling
+    from lab.decoding.sampling import Sampling
     from lab.errors import BadInput
 
     if temperature < 0:

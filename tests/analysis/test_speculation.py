@@ -20,7 +20,9 @@ from lab.bench.peers import NotInstalled
 from lab.cli import decode as command
 from lab.cli.main import cli
 from lab.decoding import decode as decoding
-from lab.decoding.decode import Sampling, Step, decode
+from lab.decoding.decode import decode
+from lab.decoding.sampling import Sampling
+from lab.decoding.state import Step
 from lab.errors import BadInput
 from lab.experiments.experiment import Experiment
 from lab.experiments.run import execute
@@ -118,7 +120,7 @@ def test_rows_of_known_times(monkeypatch: pytest.MonkeyPatch, store: Path) -> No
     for row, cost in zip(table, (1.0, 1.25, 1.5, 2.5), strict=True):
         alone = decode(model, prompts.tokens, prompts.lengths, 6, row["drafts"], end=prompts.end)
         assert row["tokens"] == sum(map(len, alone.tokens))
-        assert row["passes"] == alone.passes.sum()
+        assert row["passes"] == alone.forward_passes.sum()
         assert row["tokens_per_forward"] == pytest.approx((row["tokens"] - 12) / row["passes"])
         assert row["tokens_per_forward"] == alone.tokens_per_forward
         assert row["accepted"] == pytest.approx((alone.accepted / alone.proposed).tolist())
@@ -147,7 +149,7 @@ def test_in_a_batch_waiting_is_told_from_what_a_pass_takes(monkeypatch: pytest.M
             decode(model, prompts.tokens[rows], prompts.lengths[rows], 6, row["drafts"])
             for rows in (slice(0, 8), slice(8, 12))
         ]
-        assert row["steps"] == sum(part.passes.max() for part in parts) < row["passes"]
+        assert row["steps"] == sum(part.forward_passes.max() for part in parts) < row["passes"]
         assert row["step_cost"] == pytest.approx(cost)
         assert row["cost_per_forward"] == pytest.approx(row["step_cost"] * row["waiting"])
         assert row["speed_up"] == pytest.approx(table[0]["seconds"] / row["seconds"])
@@ -174,7 +176,9 @@ def test_layers_are_those_of_any_batch(monkeypatch: pytest.MonkeyPatch, store: P
 
 def test_rows_differ_when_drafts_change_tokens(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
     run = opened(store, polynomials())
-    monkeypatch.setattr(decoding, "agreeing", lambda tree, nodes, best: torch.full((len(nodes),), len(tree.depths) - 1))
+    monkeypatch.setattr(
+        decoding, "longest_match", lambda tree, nodes, best: torch.full((len(nodes),), len(tree.depths) - 1)
+    )
     table = speculation.speculation(run.model(run.steps[-1]), prompts_of(run, 30), ways(2, None), 6, batch=8, rounds=1)
     assert table[0]["identical"] == 1
     assert table[1]["identical"] < 1

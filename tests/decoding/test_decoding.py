@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor, nn
 
-from lab.decoding import decode as decoding
-from lab.decoding.decode import Decoded, Sampling, chain, decode, draft_tree, greedy
+from lab.decoding import sampling as sampling_module
+from lab.decoding.decode import Decoded, decode, greedy
+from lab.decoding.sampling import Sampling
+from lab.decoding.tree import chain, draft_tree
 from lab.errors import BadInput
 from lab.experiments.inheritance import final_weights
 from lab.experiments.run import execute
@@ -254,7 +256,7 @@ def test_rows_end_with_the_end_token_or_when_they_are_full(
         assert found.tokens == wanted
         alone = [decode(model, p[None], n[None], 15, drafts, end=end) for p, n in zip(prompts, lengths, strict=True)]
         assert [each.tokens[0] for each in alone] == wanted
-        assert [int(each.passes[0]) for each in alone] == found.passes.tolist()
+        assert [int(each.forward_passes[0]) for each in alone] == found.forward_passes.tolist()
         assert sum(each.proposed for each in alone).tolist() == found.proposed.tolist()  # type: ignore[union-attr]
         assert sum(each.accepted for each in alone).tolist() == found.accepted.tolist()  # type: ignore[union-attr]
         lengths_found |= set(map(len, wanted))
@@ -273,8 +275,8 @@ def test_rows_that_are_done_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(Decoder, "forward", counted)
     found = decode(model, prompts, lengths, 15, (1, 1), end=2)
-    assert len(set(found.passes.tolist())) > 3
-    assert sizes == [20, *(int((found.passes > each).sum()) for each in range(found.passes.max()))]
+    assert len(set(found.forward_passes.tolist())) > 3
+    assert sizes == [20, *(int((found.forward_passes > each).sum()) for each in range(found.forward_passes.max()))]
 
 
 # Heads whose drafts are known
@@ -356,7 +358,7 @@ def test_counts_are_those_of_known_drafts(wrong: Callable[[int, int], bool], k: 
         found = decode(counting(4, wrong), prompts, lengths, new_tokens, chain(k), end=end)
         wanted = [expected(start, new_tokens, k, wrong, end) for start in starts]
         assert found.tokens == [row[0] for row in wanted]
-        assert found.passes.tolist() == [row[1] for row in wanted]
+        assert found.forward_passes.tolist() == [row[1] for row in wanted]
         assert found.proposed.tolist() == [sum(row[2][depth] for row in wanted) for depth in range(k - 1)]
         assert found.accepted.tolist() == [sum(row[3][depth] for row in wanted) for depth in range(k - 1)]
 
@@ -446,7 +448,7 @@ WRONG = {
 @pytest.mark.parametrize("rule", WRONG)
 def test_wrong_rules_are_found_out(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
     model = random_model(Parallel, seed=2, vocabulary=3)
-    monkeypatch.setattr(decoding, "keeps", WRONG[rule])
+    monkeypatch.setattr(sampling_module, "is_accepted", WRONG[rule])
     assert p_value(sampled(model, [2, 0], 4, Sampling(1.0, seed=1)), exact(model, [2, 0], 4, 1.0, 1.0)) < 1e-6
 
 
