@@ -15,7 +15,6 @@ Entropies. All that clauses' tokens say of each other, they say of gender and ca
 of it at any place is a set of pairs, each as likely, from which every entropy follows.
 """
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -24,8 +23,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from lab.config import Config
-from lab.tasks.base import Examples, ScoreRow, Split, check_indices
+from lab.tasks.base import Examples, Split, Task, check_indices
 from lab.tasks.draws import below, draws32, stream
+from lab.tasks.scoring import Answers, Curve, Group, Metrics
 
 _ARTICLES = ("der", "die", "das", "den", "dem", "des")
 _DECLENSION = ("der die das", "den die das", "dem der dem", "des der des")
@@ -80,14 +80,16 @@ class Agreement(Config):
         return AgreementTask(self)
 
 
-class AgreementTask:
+class AgreementTask(Task):
     """Agreement as a task; see the module's documentation."""
 
-    metric = "agreement"
-    baselines: tuple[str, ...] = ("chance", "oracle")
-    slices: tuple[str, ...] = ("slot",)
-    main_slice = "slot"
-    token_types: tuple[str, ...] = _SLOTS
+    metrics = Metrics(
+        metric="agreement",
+        baselines=("chance", "oracle"),
+        groups=(Group("slot", values=("adjective", "noun", "verb")),),
+        curves=(Curve(("agreement",)), Curve(("agreement",), {"slot": "verb"}, name="agreement_verb")),
+        token_types=_SLOTS,
+    )
 
     def __init__(self, config: Agreement) -> None:
         self.config = config
@@ -175,10 +177,6 @@ class AgreementTask:
             found[:, : length - ahead, ahead - 1] = self._floors[pair[:, there], read, self._plan[there % clause]]
         return found
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as people read them, with spaces between."""
-        return " ".join(self.vocabulary[token] for token in tokens)
-
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
         """Example `row`: `text`, `clauses` (the `gender` and `case` of each) and `tokens`."""
         pairs = examples.token_features["pair"][row, :: len(self._plan)].astype(np.int64)
@@ -192,11 +190,13 @@ class AgreementTask:
             "tokens": examples.tokens[row].tolist(),
         }
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
-        """How often an adjective, noun or verb is predicted that agrees with what stands before it in the clause.
+    def answers(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> Answers:
+        """Return a row for each adjective, noun and verb; see `Task.answers`.
 
-        Each row has the columns `slot` (or "all"), `count`, `agreement`, and what to compare it with: `chance` (any
-        word of the slot) and `oracle`.
+        - `slot`: "adjective", "noun" or "verb".
+        - `agreement`: True if the predicted word is of this slot and agrees with the words before it in the clause.
+        - `chance`: the probability that a random word of the slot agrees.
+        - `oracle`: 1.
         """
         rows, places = np.nonzero(examples.score_mask)
         clause = len(self._plan)
@@ -212,21 +212,9 @@ class AgreementTask:
             group = np.clip((answer[mine] - self._firsts[number]) // _CHOICES[number], 0, possible.shape[1] - 1)
             agrees[mine] = inside & possible[np.arange(len(group)), group]
             chance[mine] = possible.mean(axis=1)
-        parts = {"all": np.ones(len(rows), np.bool_)}
-        parts |= {_SLOTS[number]: slot == number for number in (_ADJECTIVE, _NOUN, _VERB)}
-        return [
-            {
-                "slot": name,
-                "count": int(here.sum()),
-                "agreement": float(agrees[here].mean()),
-                "chance": float(chance[here].mean()),
-                "oracle": 1.0,
-            }
-            for name, here in parts.items()
-            if here.any()
-        ]
-
-    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
-        """All slots together, and verbs, which are furthest from what they agree with."""
-        whole = {row["slot"]: row["agreement"] for row in rows}
-        return {"agreement": whole["all"], "agreement_verb": whole["verb"]}
+        return {
+            "slot": np.array(_SLOTS)[slot],
+            "agreement": agrees,
+            "chance": chance,
+            "oracle": np.ones(len(rows)),
+        }

@@ -21,7 +21,6 @@ station has not been met.
 """
 
 import math
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -30,8 +29,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lab.config import Config
-from lab.tasks.base import Examples, ScoreRow, Split, check_indices
+from lab.tasks.base import Examples, Split, Task, check_indices
 from lab.tasks.draws import below, draws32, stream
+from lab.tasks.scoring import Answers, Curve, Group, Metrics
 
 _STATIONS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -103,13 +103,8 @@ class Choices(Config):
         return ChoiceTask(self)
 
 
-class ChoiceTask:
+class ChoiceTask(Task):
     """Choice points as a task; see the module's documentation."""
-
-    metric = "choice_accuracy"
-    baselines: tuple[str, ...] = ("chance", "oracle")
-    slices: tuple[str, ...] = ("station",)
-    main_slice = "station"
 
     def __init__(self, config: Choices) -> None:
         self.config = config
@@ -131,7 +126,16 @@ class ChoiceTask:
             texts += [way + part for way in ways for part in parts]
         self.vocabulary = tuple(texts)
         letters = _STATIONS[: len(stations)]
-        self.token_types = ("road", *(f"{letter} {what}" for letter in letters for what in ("choice", "branch")))
+        self.metrics = Metrics(
+            metric="choice_accuracy",
+            baselines=("chance", "oracle"),
+            groups=(Group("station", values=tuple(letters)),),
+            curves=(
+                Curve(("choice_accuracy",)),
+                Curve(("choice_accuracy",), each="station", name="{measure}_{station}"),
+            ),
+            token_types=("road", *(f"{letter} {part}" for letter in letters for part in ("choice", "branch"))),
+        )
         self._station, self._offset = np.array(place_station), np.array(place_offset)
         self._token, self._span = np.array(place_token), np.array([station.span for station in stations])
         self._begins = np.searchsorted(self._station, np.arange(len(stations)))
@@ -223,10 +227,6 @@ class ChoiceTask:
         """Roads, and each station's choice and what follows from it; see `Task.token_type`."""
         return examples.token_features["kind"]
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as people read them, with spaces between."""
-        return " ".join(self.vocabulary[token] for token in tokens)
-
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
         """Example `row`: `text`, `choices` and `tokens`.
 
@@ -247,31 +247,19 @@ class ChoiceTask:
             "tokens": tokens.tolist(),
         }
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
-        """Accuracy on choices from the second lap on, by station.
+    def answers(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> Answers:
+        """Return a row for each choice from the second lap on; see `Task.answers`.
 
-        Each row has the columns `station` (its letter, or "all"), `count`, `choice_accuracy`, and what to compare it
-        with: `chance` (any branch) and `oracle` (the likeliest branch, given the lap before).
+        - `station`: its letter.
+        - `choice_accuracy`: True if the predicted branch is the true one.
+        - `chance`: the probability that a random branch is.
+        - `oracle`: the probability of the likeliest branch, given the lap before.
         """
         rows, places = np.nonzero(examples.score_mask)
-        right = predicted[rows, places] == examples.tokens[rows, places]
         station = (examples.token_features["kind"][rows, places].astype(np.int64) - 1) // 2
-        chance = np.array([1 / len(law) for law in self._laws])[station]
-        oracle = np.array([law.max() for law in self._laws])[station]
-        parts = {"all": np.ones(len(rows), np.bool_)}
-        parts |= {_STATIONS[number]: station == number for number in range(len(self._laws))}
-        return [
-            {
-                "station": name,
-                "count": int(here.sum()),
-                "choice_accuracy": float(right[here].mean()),
-                "chance": float(chance[here].mean()),
-                "oracle": float(oracle[here].mean()),
-            }
-            for name, here in parts.items()
-        ]
-
-    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
-        """All stations together, and each."""
-        whole = {row["station"]: row["choice_accuracy"] for row in rows}
-        return {f"choice_accuracy_{name}".removesuffix("_all"): accuracy for name, accuracy in whole.items()}
+        return {
+            "station": np.array(list(_STATIONS))[station],
+            "choice_accuracy": predicted[rows, places] == examples.tokens[rows, places],
+            "chance": np.array([1 / len(law) for law in self._laws])[station],
+            "oracle": np.array([law.max() for law in self._laws])[station],
+        }

@@ -22,7 +22,6 @@ seen and unseen in training.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -32,10 +31,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from lab.config import Config
-from lab.tasks.base import Examples, ScoreRow, Split, check_indices
+from lab.tasks.base import Examples, Split, Task, check_indices
 from lab.tasks.draws import below, draws32, mixed, stream
 from lab.tasks.holdout import LARGE, KeySet, Questions, redrawn
-from lab.tasks.scoring import mean_rows
+from lab.tasks.scoring import Answers, Curve, Group, Metrics
 
 LEAST_TARGET = 10
 """The smallest target, as in the paper."""
@@ -77,18 +76,22 @@ class _Games(Questions):
     """[N, numbers - 1, 4] left operand, operator (an index of `_OPERATORS`), right operand, result."""
 
 
-class CountdownTask:
+class CountdownTask(Task):
     """Countdown as a task; see the module's documentation."""
-
-    metric = "valid"
-    baselines: tuple[str, ...] = ("chance", "shortcut", "oracle")
-    slices: tuple[str, ...] = ("equation", "seen")
-    main_slice = "equation"
-    token_types: tuple[str, ...] = ("number", "sign", "target", "pause", "operand", "operator", "result", "end")
 
     def __init__(self, config: Countdown) -> None:
         self.config = config
         largest, equations = config.largest, config.numbers - 1
+        self.metrics = Metrics(
+            metric="valid",
+            baselines=("chance", "shortcut", "oracle"),
+            groups=(Group("equation", values=("all", *range(1, config.numbers)), margin=False),),
+            curves=(
+                Curve(("valid", "chance"), {"equation": "all"}),
+                Curve(("valid", "chance"), each="equation", name="{measure}_equation_{equation}"),
+            ),
+            token_types=("number", "sign", "target", "pause", "operand", "operator", "result", "end"),
+        )
         self.vocabulary = (*map(str, range(1, largest + 1)), *_OPERATORS, "=", ",", ".", ">", ":", "_")
         """A number's token is one less."""
         self._first_operator = largest
@@ -147,10 +150,6 @@ class CountdownTask:
         """The part that each token plays; see `Task.token_type`."""
         return np.broadcast_to(self._plan, examples.tokens.shape).copy()
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as people read them, with spaces between."""
-        return " ".join(self.vocabulary[token] for token in tokens)
-
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
         """Example `row`: `numbers`, `target`, `equations`, `text` and `tokens`.
 
@@ -174,16 +173,18 @@ class CountdownTask:
         """[N] tokens of each question, up to the colon; see `GeneratedAnswers.prompts`."""
         return np.full(len(examples.tokens), self._answer)
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
-        """The share of valid answers and beginnings; `predicted` [N, A] are generated answers (`GeneratedAnswers`).
+    def answers(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> Answers:
+        """Return a row for each answer, and one for each of its beginnings; see `Task.answers`.
 
-        Each row has the columns `equation` ("all", or i), `seen`, `count`, `valid` (of "all", the answer is a solution;
-        of i, its first i equations are true and use numbers at hand), and what to compare it with:
+        `predicted` [N, A] are generated answers (`GeneratedAnswers`).
 
-        - `chance`: plays at random, as the rows' authors do, on these very questions.
-        - `shortcut`: the same, but with the last two numbers it reaches the target if any operation does.
-        - `oracle`: knows a solution.
+        - `equation`: "all" for the whole answer, i for its first i equations.
+        - `valid`: True if the equations are true and use numbers at hand, and the whole answer gives the target.
+        - `chance`: `valid` of a random game, played as the examples' games are, on the same question.
+        - `shortcut`: the same, but the last two numbers give the target if any operation does.
+        - `oracle`: `valid` of the example's own answer.
         """
+        # Answers to the same questions by the model and by each baseline.
         given = self.config.numbers
         numbers = examples.tokens[:, :given].astype(np.int64) + 1
         target = examples.tokens[:, given + 1].astype(np.int64) + 1
@@ -194,22 +195,17 @@ class CountdownTask:
             "shortcut": self._written(self._played(numbers, random, target)),
             "oracle": examples.tokens[:, self._answer :],
         }
-        judged = {name: self._judged(numbers, target, answer) for name, answer in answers.items()}
-        table: list[ScoreRow] = []
-        for equation in ("all", *range(1, given)):
-            column = given - 1 if equation == "all" else equation - 1
-            measures = {name: each[:, column] for name, each in judged.items()}
-            table += mean_rows({"equation": equation}, measures, {}, seen[:, 0])
-        return table
 
-    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
-        """Valid answers and beginnings, beside chance."""
-        found: dict[str, float] = {}
-        for row in rows:
-            if row["seen"] == "all":
-                of = "" if row["equation"] == "all" else f"_equation_{row['equation']}"
-                found |= {f"{name}{of}": row[name] for name in ("valid", "chance")}
-        return found
+        # One row for the whole answer, then one for each beginning.
+        count = len(numbers)
+        columns: Answers = {
+            "equation": np.repeat(np.array(["all", *range(1, given)], object), count),
+            "seen": np.tile(seen[:, 0], given),
+        }
+        for name, answer in answers.items():
+            valid = self._judged(numbers, target, answer)  # the whole answer last
+            columns[name] = np.roll(valid, 1, axis=1).T.reshape(-1)
+        return columns
 
     def _written(self, equations: NDArray[np.int64]) -> NDArray[np.uint16]:
         """[N, A] the tokens of equations [N, numbers - 1, 4]."""

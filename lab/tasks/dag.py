@@ -19,7 +19,6 @@ its start's successors with the same goal, 3 at most. A learner that puts observ
 ones, answers degrees 0 and 1.
 """
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -29,9 +28,9 @@ from pydantic import Field
 
 from lab.config import Config
 from lab.errors import BadInput
-from lab.tasks.base import Examples, ScoreRow, Split, check_indices
+from lab.tasks.base import Examples, Split, Task, check_indices
 from lab.tasks.draws import below, draws, draws32, epoch_indices, stream
-from lab.tasks.scoring import mean_rows
+from lab.tasks.scoring import Answers, Curve, Group, Metrics
 
 _DEGREES = 3
 """The largest degree that is told apart."""
@@ -69,14 +68,20 @@ class Dag(Config):
         return DagTask(self)
 
 
-class DagTask:
+class DagTask(Task):
     """Paths in a random directed acyclic graph as a task; see the module's documentation."""
 
-    metric = "valid"
-    baselines: tuple[str, ...] = ("walk", "observed", "oracle")
-    slices: tuple[str, ...] = ("degree",)
-    main_slice = "degree"
-    token_types: tuple[str, ...] = ("start", "goal", "sign", "first", "between", "last", "end")
+    metrics = Metrics(
+        metric="valid",
+        baselines=("walk", "observed", "oracle"),
+        groups=(Group("degree"),),
+        curves=(
+            Curve(("valid", "walk")),
+            Curve(("valid", "walk"), each="degree", name="{measure}_degree_{degree}"),
+            Curve(("follows", "arrives")),
+        ),
+        token_types=("start", "goal", "sign", "first", "between", "last", "end"),
+    )
 
     def __init__(self, config: Dag) -> None:
         self.config = config
@@ -147,10 +152,6 @@ class DagTask:
                           [columns, 4, 5, 6], 0)  # fmt: skip
         return np.broadcast_to(kinds, examples.tokens.shape).astype(np.uint8)
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as people read them, with spaces between."""
-        return " ".join(self.vocabulary[token] for token in tokens)
-
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
         """Example `row`: `edges`, `start`, `goal`, `path`, `degree`, `text` and `tokens`.
 
@@ -176,34 +177,29 @@ class DagTask:
         """[N] tokens of each question: start, goal and colon; see `GeneratedAnswers.prompts`."""
         return np.full(len(examples.tokens), 3)
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
-        """The share of valid answers by degree; `predicted` [N, A] are generated answers (`GeneratedAnswers`).
+    def answers(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> Answers:
+        """Return a row for each answer; `predicted` [N, A] are generated ones (`GeneratedAnswers`); see `Task.answers`.
 
-        Each row has the columns `degree` (0 to 3, or "all"), `seen` ("all": no question is trained on), `count`,
-        `valid`, its parts `follows` (every step is an edge) and `arrives` (from the start to the goal, by whatever
-        steps), and what to compare `valid` with, on these very questions:
-
-        - `walk`: knows the edges alone: goes on to any successor until it meets the goal.
-        - `observed`: knows the edges, and for every goal the nodes observed on the way to it: goes on to any such
-          successor, or where there is none to any; right on degrees 0 and 1.
-        - `oracle`: knows from where the goal is reached.
+        - `degree`: the question's degree, 0 to 3.
+        - `seen`: False, since training has no question of validation and test.
+        - `valid`: True if the answer is a path from the start to the goal.
+        - `follows`: True if every step is an edge; `arrives`: True if it begins at the start and ends at the goal.
+        - `walk`: `valid` of a random walk along edges until it reaches the goal.
+        - `observed`: `valid` of a walk that prefers nodes observed on the way to the goal; right on degrees 0 and 1.
+        - `oracle`: `valid` of a walk along nodes from which the goal is reached.
         """
         starts, goals = examples.tokens[:, :2].astype(np.int64).T
+        columns: Answers = {
+            "degree": examples.slices["degree"],
+            "seen": np.zeros(len(starts), np.bool_),
+            **self._judged(starts, goals, predicted),
+        }
         random = draws32(stream("dag", "guesses", self.config.graph), starts * self.config.nodes + goals, self._longest)
         learners = {"walk": np.ones_like(self.reaches), "observed": self.observed, "oracle": self.reaches}
-        measures = self._judged(starts, goals, predicted)
         for name, preferred in learners.items():
-            measures[name] = self._judged(starts, goals, self._walks(starts, goals, random, preferred))["valid"]
-        return mean_rows({}, measures, {"degree": examples.slices["degree"]}, np.zeros(len(starts), np.bool_))
-
-    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
-        """Valid answers beside the random walk's, of all questions and by degree."""
-        found: dict[str, float] = {}
-        for row in rows:
-            of = "" if row["degree"] == "all" else f"_degree_{row['degree']}"
-            found |= {f"{name}{of}": row[name] for name in ("valid", "walk")}
-        whole = next(row for row in rows if row["degree"] == "all")
-        return found | {name: whole[name] for name in ("follows", "arrives")}
+            walks = self._walks(starts, goals, random, preferred)
+            columns[name] = self._judged(starts, goals, walks)["valid"]
+        return columns
 
     @cached_property
     def observed(self) -> NDArray[np.bool_]:

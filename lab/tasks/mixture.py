@@ -12,8 +12,9 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from lab.config import Config
 from lab.errors import BadInput
-from lab.tasks.base import Examples, ScoreRow, Split, Task
+from lab.tasks.base import Examples, Split, Task
 from lab.tasks.polynomials.task import Polynomials
+from lab.tasks.scoring import Answers
 from lab.tasks.stories.task import Stories
 from lab.tasks.text.task import Text
 
@@ -71,19 +72,17 @@ def _part_named(name: str) -> Iterator[None]:
         raise BadInput(re.sub("^task", f"task.parts.{name}.task", str(error))) from None
 
 
-class MixtureTask:
+class MixtureTask(Task):
     """A mixture as a task. Parts take turns as evenly as their shares allow, each going through its own stream."""
 
     def __init__(self, tasks: Mapping[str, Task], weights: Mapping[str, float], scored: str) -> None:
         self._names = sorted(tasks, key=lambda name: (name != scored, name))  # the scored part keeps its token ids
         self._tasks, self._weights = [tasks[name] for name in self._names], [weights[name] for name in self._names]
         self._scored = tasks[scored]
-        self.metric, self.baselines = self._scored.metric, self._scored.baselines
-        self.slices, self.main_slice = self._scored.slices, self._scored.main_slice
-        self.token_types = self._scored.token_types
+        self.metrics = self._scored.metrics
 
     @cached_property
-    def vocabulary(self) -> tuple[str, ...]:
+    def vocabulary(self) -> tuple[str, ...]:  # type: ignore[override]  # known when it is first needed
         """The text of each token id: the scored part's, then what other parts have besides.
 
         Raises:
@@ -184,10 +183,6 @@ class MixtureTask:
             return " ".join(self.vocabulary[token] for token in tokens)
         return self._scored.text(tokens)
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
-        """The scored part's table."""
-        return self._scored.score(examples, predicted, seen)
-
-    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
-        """The scored part's summary."""
-        return self._scored.summary(rows)
+    def answers(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> Answers:
+        """Return the scored part's answers."""
+        return self._scored.answers(examples, predicted, seen)

@@ -26,7 +26,6 @@ in training.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -36,10 +35,10 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lab.config import Config, Neutral
-from lab.tasks.base import Examples, Landmark, ScoreRow, Split, check_indices
+from lab.tasks.base import Examples, Landmark, Split, Task, check_indices
 from lab.tasks.draws import below, draws32, mixed, stream
 from lab.tasks.holdout import LARGE, KeySet, Questions, redrawn
-from lab.tasks.scoring import mean_rows
+from lab.tasks.scoring import Answers, Curve, Group, Metrics
 
 _PAIR, _GOAL = (stream("star", "hash", part) for part in ("pair", "goal"))
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -96,18 +95,22 @@ class _Graphs(Questions):
     """[N]"""
 
 
-class StarTask:
+class StarTask(Task):
     """Paths in path-star graphs as a task; see the module's documentation."""
-
-    metric = "accuracy"
-    baselines: tuple[str, ...] = ("chance", "shortcut", "oracle")
-    slices: tuple[str, ...] = ("place", "direction", "seen")
-    main_slice = "place"
-    token_types: tuple[str, ...] = ("edges", "sign", "start", "goal", "choice", "between", "last")
 
     def __init__(self, config: Star) -> None:
         self.config = config
         arms, length, labels = config.arms, config.length, config.labels
+        self.metrics = Metrics(
+            metric="accuracy",
+            baselines=("chance", "shortcut", "oracle"),
+            groups=(Group("place", values=("all", *range(1, length + 1)), margin=False), Group("direction")),
+            curves=(
+                Curve(("accuracy", "chance"), {"place": "all"}),
+                Curve(("accuracy", "chance"), each="place", name="{measure}_place_{place}"),
+            ),
+            token_types=("edges", "sign", "start", "goal", "choice", "between", "last"),
+        )
         self.vocabulary = (*map(str, range(labels)), "/", "=", "<", "_")
         self._slash, self._forwards, self._backwards, self._mask = range(labels, labels + 4)
         self._nodes, self._edges = 1 + arms * length, arms * length
@@ -203,10 +206,6 @@ class StarTask:
         """[N, L] one place of every row."""
         return np.broadcast_to(np.arange(examples.tokens.shape[1]) == place, examples.tokens.shape).copy()
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as people read them, with spaces between."""
-        return " ".join(self.vocabulary[token] for token in tokens)
-
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
         """Example `row`: `edges`, `start`, `goal`, `path`, `backwards`, `text` and `tokens`.
 
@@ -226,43 +225,39 @@ class StarTask:
             "tokens": tokens,
         }
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
-        """Accuracy on whole paths and on each place of them, by direction and, where some were, by seen in training.
+    def answers(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> Answers:
+        """Return a row for each whole path, and one for each of its nodes; see `Task.answers`.
 
-        Each row has the columns `place` ("all": every node of the path right; else the place, of which 1 is the
-        deciding step), `direction` ("forwards", "backwards" or "all"), `seen`, `count`, `accuracy` (teacher-forced,
-        which for whole paths is the same as greedy decoding), and what to compare it with:
-
-        - `chance`: any arm, of whole paths and at place 1; any node of the graph elsewhere.
-        - `shortcut`: what takes any arm at place 1 and looks up the nodes after it, on these very examples.
-        - `oracle`: what knows the path.
+        - `place`: "all" for the whole path, else the node's place in it, from 1 (the deciding step) on.
+        - `direction`: "forwards" or "backwards".
+        - `accuracy`: True if the node, or every node, is right. Predictions are teacher-forced, which for whole paths
+          gives the same result as greedy decoding.
+        - `chance`: the probability of the right arm for whole paths and place 1, of the right node elsewhere.
+        - `shortcut`: `accuracy` of taking a random arm at place 1 and looking up the nodes after it.
+        - `oracle`: 1.
         """
+        # The path of each baseline.
         truth = examples.tokens[:, self._answer :]
         options = self._options(examples)
         taken = below(self.config.arms, (mixed(examples.fingerprints[:, 0].copy()) >> np.uint64(32)).astype(np.uint32))
         shortcut = truth.copy()
         shortcut[:, 0] = np.take_along_axis(options, taken.astype(np.int64)[:, None], axis=1)[:, 0]
         answers = {"accuracy": predicted[:, self._answer :], "shortcut": shortcut, "oracle": truth}
-        right = {name: answer == truth for name, answer in answers.items()}
 
-        slices, familiar = {"direction": examples.slices["direction"]}, seen[:, 0]
-        whole = {name: each.all(axis=1) for name, each in right.items()}
-        chance = np.full(len(truth), 1 / self.config.arms)
-        table = mean_rows({"place": "all"}, {**whole, "chance": chance}, slices, familiar)
-        for place in range(1, self.config.length + 1):
-            measures = {name: each[:, place - 1] for name, each in right.items()}
-            measures["chance"] = chance if place == 1 else np.full(len(truth), 1 / self._nodes)
-            table += mean_rows({"place": place}, measures, slices, familiar)
-        return table
-
-    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
-        """Accuracy beside chance, of whole paths and at each place."""
-        found: dict[str, float] = {}
-        for row in rows:
-            if row["direction"] == row["seen"] == "all":
-                of = "" if row["place"] == "all" else f"_place_{row['place']}"
-                found |= {f"accuracy{of}": row["accuracy"], f"chance{of}": row["chance"]}
-        return found
+        # One row for the whole path, then one for each place.
+        count, places = len(truth), 1 + self.config.length
+        columns: Answers = {
+            "place": np.repeat(np.array(["all", *range(1, places)], object), count),
+            "direction": np.tile(examples.slices["direction"], places),
+            "seen": np.tile(seen[:, 0], places),
+        }
+        for name, answer in answers.items():
+            right = answer == truth
+            columns[name] = np.concatenate([right.all(axis=1), *right.T])
+        chance = np.full(places, 1 / self._nodes)
+        chance[:2] = 1 / self.config.arms
+        columns["chance"] = np.repeat(chance, count)
+        return columns
 
     def _options(self, examples: Examples) -> NDArray[np.int64]:
         """[N, arms] the nodes that stand at place 1 of each arm's path, found by following the edges from the start."""

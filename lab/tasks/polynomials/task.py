@@ -39,11 +39,12 @@ from pydantic import Field, field_validator
 
 from lab.config import Config, Neutral
 from lab.errors import BadInput
-from lab.tasks.base import Examples, ScoreRow, Split, check_indices
+from lab.tasks.base import Examples, Split, Task, check_indices
 from lab.tasks.draws import below, draws, draws32, epoch_indices, mixed, stream
 from lab.tasks.holdout import LARGE, KeySet, Questions, redrawn
 from lab.tasks.polynomials.rings import Elements, Ring, ring
 from lab.tasks.polynomials.trees import ADD, COMPOSE, LEAF, MUL, NEG, PAD, leaf_counts, split_words, uniform_words
+from lab.tasks.scoring import Answers, Curve, Group, Metrics
 
 Operator = Literal["neg", "add", "mul", "compose"]
 OPERATORS: tuple[Operator, ...] = get_args(Operator)
@@ -150,17 +151,27 @@ class _Questions(Questions):
     """[N]"""
 
 
-class PolynomialTask:
+class PolynomialTask(Task):
     """Polynomial arithmetic as a task; see the module's and the config's documentation."""
-
-    metric = "exact_match"
-    baselines: tuple[str, ...] = ("constant_answer",)
-    slices: tuple[str, ...] = ("operations", "operator", "seen")
-    main_slice = "operations"
 
     def __init__(self, config: Polynomials) -> None:
         self.config = config
-        self.token_types: tuple[str, ...] = ("question", "answer") + (("hint",) if config.hint != "none" else ())
+        self.metrics = Metrics(
+            metric="exact_match",
+            baselines=("constant_answer",),
+            groups=(Group("operations", margin=False), Group("operator", values=OPERATORS)),
+            curves=(
+                Curve(("exact_match", "exact_match_without_end", "coefficient_accuracy")),
+                Curve(
+                    ("exact_match", "constant_answer"),
+                    {"seen": "unseen"},
+                    each="operations",
+                    name="{measure}_operations_{operations}_seen_unseen",
+                ),
+            ),
+            token_types=("question", "answer") if config.hint == "none" else ("question", "answer", "hint"),
+            aggregates={"coefficient_accuracy": _mean_of_means, "constant_answer": _share_of_most_frequent},
+        )
         self.ring: Ring = ring(config.prime, config.degree)
         p, d = config.prime, config.degree
         self.vocabulary = (*map(str, range(p)), "-", "+", "*", "o", "=", ".", "_", "(", ")")
@@ -220,10 +231,6 @@ class PolynomialTask:
         answer = examples.score_mask.view(np.uint8)
         return answer + 2 * examples.token_features["hint"] if "hint" in examples.token_features else answer
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as people read them, with spaces between."""
-        return " ".join(self.vocabulary[token] for token in tokens)
-
     def parse(self, tokens: Sequence[int]) -> tuple[Expression, list[int]]:
         """The expression and the answer that a document spells, coefficients with the constant term first.
 
@@ -238,60 +245,33 @@ class PolynomialTask:
         """The value of an expression, coefficients with the constant term first."""
         return [int(coefficient) for coefficient in self.ring.coefficients(self._value(expression))[0]]
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
-        """Accuracy by number of operations, outermost operator and, where some were, whether seen in training.
+    def answers(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> Answers:
+        """Return a row for each answer; see `Task.answers`.
 
-        Each row has the columns `operations`; `operator` (a name or "all"); `seen` ("all", "seen" or "unseen");
-        `count`; `exact_match` (answer and end token right); `exact_match_without_end`; `coefficient_accuracy`;
-        `coefficients` (a list of d accuracies in written order); `constant_answer` (the share of the most frequent
-        answer, which bounds what any constant answer can reach). All are teacher-forced, which for the exact matches
-        is the same as greedy decoding, unless there are hints: these are not scored, and given.
+        - `operations`: the expression's number of operations; `operator`: its outermost one.
+        - `exact_match`: True if all coefficients and the end token are right; `exact_match_without_end`: True if all
+          coefficients are.
+        - `coefficient_accuracy`: in the table the mean over answers and coefficients.
+        - `coefficients`: in the table d accuracies, in written order.
+        - `constant_answer`: in the table the share of the most frequent answer, the best that a constant can reach.
+
+        Predictions are teacher-forced, which for exact matches gives the same result as greedy decoding. The exception
+        are hints, which are not scored, and are given to the model.
         """
-        d, seen = self.config.degree, seen[:, 0]
+        d = self.config.degree
         columns = examples.lengths[:, None] - 1 - self._stride * np.arange(d, -1, -1)
         truth = np.take_along_axis(examples.tokens, columns, axis=1)
         right = np.take_along_axis(predicted, columns, axis=1) == truth
-        answers = np.unique(truth[:, :d], axis=0, return_inverse=True)[1].reshape(-1)
-        operations, operator = examples.slices["operations"], examples.slices["operator"]
-
-        def measured(m: int, name: str, familiarity: str, chosen: NDArray[np.bool_]) -> ScoreRow:
-            correct = right[chosen]
-            coefficients = correct[:, :d].mean(axis=0)
-            return {
-                "operations": m,
-                "operator": name,
-                "seen": familiarity,
-                "count": len(correct),
-                "exact_match": float(correct.all(axis=1).mean()),
-                "exact_match_without_end": float(correct[:, :d].all(axis=1).mean()),
-                "coefficient_accuracy": float(coefficients.mean()),
-                "coefficients": coefficients.tolist(),
-                "constant_answer": float(np.bincount(answers[chosen]).max() / len(correct)),
-            }
-
-        table: list[ScoreRow] = []
-        for m in np.unique(operations).tolist():
-            for name in ("all", *OPERATORS):
-                chosen = (operations == m) & ((operator == name) | (name == "all"))
-                slices = {"all": chosen}
-                if (chosen & seen).any():
-                    slices |= {"seen": chosen & seen, "unseen": chosen & ~seen}
-                table += [measured(m, name, which, part) for which, part in slices.items() if part.any()]
-        return table
-
-    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
-        """Means over the numbers of operations; by that number, of unseen expressions, beside the constant answer."""
-        every = {(row["operations"], row["seen"]): row for row in rows if row["operator"] == "all"}
-        whole = [row for (_, seen), row in every.items() if seen == "all"]
-        measures = ("exact_match", "exact_match_without_end", "coefficient_accuracy")
-        means = {name: sum(row[name] for row in whole) / len(whole) for name in measures}
-        for m in sorted({m for m, _ in every}):
-            unseen = every.get((m, "unseen")) or (None if (m, "seen") in every else every[m, "all"])
-            if unseen:
-                means |= {
-                    f"{name}_operations_{m}_seen_unseen": unseen[name] for name in ("exact_match", "constant_answer")
-                }
-        return means
+        return {
+            "operations": examples.slices["operations"],
+            "operator": examples.slices["operator"],
+            "seen": seen[:, 0],
+            "exact_match": right.all(axis=1),
+            "exact_match_without_end": right[:, :d].all(axis=1),
+            "coefficient_accuracy": right[:, :d],
+            "coefficients": right[:, :d],
+            "constant_answer": np.unique(truth[:, :d], axis=0, return_inverse=True)[1].reshape(-1),
+        }
 
     def _evaluation(self, split: Split) -> tuple[tuple[int, int], int]:
         """The range of operations of the validation or test split, and its examples for each number of them."""
@@ -492,6 +472,16 @@ class PolynomialTask:
         slots[leaf, 1 : 1 + self.config.degree] = operands
         slots[:, middle:][np.arange(slots.shape[1] - middle) < ending[:, None]] = self._close
         return slots
+
+
+def _mean_of_means(right: NDArray[np.bool_]) -> float:
+    """Return the mean accuracy of d coefficients from [A, d] answers."""
+    return float(right.mean(axis=0).mean())
+
+
+def _share_of_most_frequent(answers: NDArray[np.int64]) -> float:
+    """Return the share of the most frequent of answers [A], given as numbers from 0 on."""
+    return float(np.bincount(answers).max() / len(answers))
 
 
 class _Parser:

@@ -37,8 +37,9 @@ from pydantic import Field, model_validator
 
 from lab.config import Config
 from lab.errors import BadInput
-from lab.tasks.base import Examples, ScoreRow, Split, check_indices
+from lab.tasks.base import Examples, Split, Task, check_indices
 from lab.tasks.draws import below, draws32, epoch_indices, mixed, stream
+from lab.tasks.scoring import Answers, Curve, Group, Metrics
 from lab.tasks.tokenizers import Bpe, Tokenizer, Tokens, Words
 
 REFRAIN = 3
@@ -251,22 +252,32 @@ class NameLaw:
         return np.where(is_new, new, old)
 
 
-class StoryTask:
+class StoryTask(Task):
     """Stories of a source, named and scored; see the module's documentation."""
-
-    metric = "second_token_accuracy"
-    baselines: tuple[str, ...] = ("class_copying", "oracle", "chance")
-    slices: tuple[str, ...] = ("names", "mention", "characters", "tokens", "seen")
-    main_slice = "names"
 
     def __init__(self, source: Source, names: Names, tokens: Tokens, hint: Hint = "none") -> None:
         """Stories that `source` tells, in the kind of tokens that it has, with `names` and a `hint` behind each."""
         self.source, self.names, self.tokens, self.hint = source, names, tokens, hint
         token_types = ("other", "first token", "second token, introduced", "second token, later")
-        self.token_types: tuple[str, ...] = token_types if hint == "none" else (*token_types, "hint")
+        self.metrics = Metrics(
+            metric="second_token_accuracy",
+            baselines=("class_copying", "oracle", "chance"),
+            groups=(
+                Group("names", values=("fresh", "pool"), margin=False),
+                Group("mention", values=(2, 3, 4, "5+")),
+                Group("characters", values=tuple(range(1, source.characters + 1))),
+                Group("tokens", values=("seen", "unseen")),
+            ),
+            curves=(
+                Curve(("second_token_accuracy", "any_character", "class_copying"), {"names": "fresh"}),
+                Curve(("second_token_accuracy",), {"names": "pool"}, name="pool_accuracy"),
+            ),
+            token_types=token_types if hint == "none" else (*token_types, "hint"),
+            crossed=False,
+        )
 
     @cached_property
-    def vocabulary(self) -> tuple[str, ...]:
+    def vocabulary(self) -> tuple[str, ...]:  # type: ignore[override]  # known when it is first needed
         """The text of each token id; with hints `[]` and all of them come last, whether they or fillers are written."""
         known = self.source.tokenizer.vocabulary
         return known if self.hint == "none" else (*known, "[]", *(f"[{known[first]}]" for first in self._firsts))
@@ -437,70 +448,49 @@ class StoryTask:
             "tokens": tokens,
         }
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
-        """Accuracy on the second tokens of names that were mentioned before.
+    def answers(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> Answers:
+        """Return a row for each mention of a name after its first; see `Task.answers`.
 
-        Each row has the columns `names` ("fresh" or "pool"); `mention` (2, 3, 4, "5+" or "all"); `characters`
-        (introduced so far, or "all"); `tokens` (whether both tokens of the name were in training names: "seen",
-        "unseen" or "all"); `seen` (whether the pair was); `count` of mentions; `second_token_accuracy`;
-        `any_character` (answers that are the second token of any character so far: right ones, and copies of the
-        wrong one); and what to compare with: `oracle` (perfect induction, which fails where training never had the
-        second token), `class_copying` (the second token of any character so far, each as likely, of those that training
-        had), `chance` (any second token). One slice at a time is not "all", `names` and `seen` aside.
+        - `names`: "fresh" or "pool".
+        - `mention`: its number for this name: 2, 3, 4 or "5+".
+        - `characters`: the number of characters introduced so far.
+        - `tokens`: "seen" if both tokens of the name were in training names, else "unseen".
+        - `seen`: True if the pair was a training name.
+        - `second_token_accuracy`: True if the predicted second token is right.
+        - `any_character`: True if it is the second token of any character so far, the right one or another.
+        - `oracle`: the accuracy of perfect induction, which fails if no training name had the second token.
+        - `class_copying`: the accuracy of the second token of a random character so far, among those that training had.
+        - `chance`: the accuracy of a random second token.
         """
+        # The true and the predicted token, and the character, of each mention.
         rows, places = np.nonzero(examples.score_mask)
         true, answer = examples.tokens[rows, places], predicted[rows, places]
         characters, mention = examples.token_features["character"], examples.token_features["mention"]
-        who = characters[rows, places].astype(np.int64) - 1
-        width = self.law.characters
+        character = characters[rows, places].astype(np.int64) - 1
+
+        # Of each story's characters: the place of the first mention, and the second token.
+        width = self.source.characters
         begins = np.full((len(characters), width), characters.shape[1])
         second = np.zeros((len(characters), width), np.uint16)
         row, place = np.nonzero(mention == 1)
         begins[row, characters[row, place] - 1] = place
         second[row, characters[row, place] - 1] = examples.tokens[row, place]
         introduced = begins[rows] < places[:, None]
+
+        # The names and tokens that training had.
         pair_seen, first_seen, second_seen = np.split(seen, 3, axis=1)
         reachable = introduced & second_seen[rows, :width]
+        both_seen = first_seen[rows, character] & second_seen[rows, character]
         copied = (reachable & (second[rows] == true[:, None])).sum(axis=1) / np.maximum(reachable.sum(axis=1), 1)
-        measures = {
+        return {
+            "names": examples.slices["names"][rows],
+            "mention": np.array([0, 1, 2, 3, 4, "5+"], object)[np.minimum(mention[rows, places], 5)],
+            "characters": introduced.sum(axis=1),
+            "tokens": np.where(both_seen, "seen", "unseen"),
+            "seen": pair_seen[rows, character],
             "second_token_accuracy": answer == true,
             "any_character": (introduced & (second[rows] == answer[:, None])).any(axis=1),
-            "oracle": second_seen[rows, who],
+            "oracle": second_seen[rows, character],
             "class_copying": copied,
             "chance": np.full(len(rows), 1 / self.law.seconds),
-        }
-        kinds, known = examples.slices["names"][rows], pair_seen[rows, who]
-        both = first_seen[rows, who] & second_seen[rows, who]
-        later, company = np.minimum(mention[rows, places], 5), introduced.sum(axis=1)
-        parts: list[tuple[ScoreRow, NDArray[np.bool_]]] = [({}, np.ones(len(rows), np.bool_))]
-        parts += [({"mention": k if k < 5 else "5+"}, later == k) for k in range(2, 6)]
-        parts += [({"characters": k}, company == k) for k in range(1, width + 1)]
-        parts += [({"tokens": name}, both == (name == "seen")) for name in ("seen", "unseen")]
-        table: list[ScoreRow] = []
-        for kind in ("fresh", "pool"):
-            for part, within in parts:
-                chosen = within & (kinds == kind)
-                familiar: dict[str, NDArray[np.bool_]] = {"all": chosen}
-                if (chosen & known).any():
-                    familiar |= {"seen": chosen & known, "unseen": chosen & ~known}
-                for familiarity, here in familiar.items():
-                    if here.any():
-                        about = {"names": kind, "mention": "all", "characters": "all", "tokens": "all"}
-                        means = {name: float(values[here].mean()) for name, values in measures.items()}
-                        table.append({**about, **part, "seen": familiarity, "count": int(here.sum()), **means})
-        return table
-
-    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
-        """Fresh and pool names apart; class copying beside them."""
-        whole = {
-            row["names"]: row
-            for row in rows
-            if row["mention"] == row["characters"] == row["tokens"] == row["seen"] == "all"
-        }
-        fresh = whole["fresh"]
-        return {
-            "second_token_accuracy": fresh["second_token_accuracy"],
-            "any_character": fresh["any_character"],
-            "class_copying": fresh["class_copying"],
-            "pool_accuracy": whole["pool"]["second_token_accuracy"],
         }
