@@ -1,24 +1,26 @@
 """Countdown: reach a number with given ones by arithmetic (Gandhi et al. 2024, arXiv 2404.03683, without the search).
 
-A row gives some numbers and a target, and spells equations that use every number once, results among them, until the
-target is left:
+A row gives some numbers and a target, then equations that use every number and every result once, until only the target
+is left. `pause` tokens (`_`) stand before the colon:
 
-    6 3 25 4 > 91 _ _ : 25 * 4 = 100 , 6 + 3 = 9 , 100 - 9 = 91 .
+    question                answer (scored)
+    6 3 25 4 > 91 _ _ :     25 * 4 = 100 , 6 + 3 = 9 , 100 - 9 = 91 .
 
-Each equation is easy by itself, but the first already has to know the last: models that do not look ahead write true
-equations and miss the target (NextLat, arXiv 2511.05963; arXiv 2604.11912). `pause` tokens stand before the colon.
+Each equation is easy by itself, but the first one has to be chosen with the last one in view. Models that do not plan
+ahead write true equations and miss the target (NextLat, arXiv 2511.05963; arXiv 2604.11912).
 
-Every number, given, in between, or target, is a token of its own, a whole number from 1 to `largest`. Rows are played:
-two of the numbers at hand, any two, are joined by an operation, any that stays in that range and is not a
-multiplication or division by 1; what is left at last is the target, drawn again below `LEAST_TARGET`.
+Every number (given, intermediate or target) is one token, an integer from 1 to `largest`. Rows are random games. Each
+step joins two of the numbers at hand by an operation; numbers and operation are drawn uniformly. The result has to be
+an integer in that range, and multiplication and division by 1 are excluded. The last result is the target; a game whose
+target is below `LEAST_TARGET` is drawn again.
 
-Any solution counts: an answer is valid if each of its equations is true and uses numbers at hand, and the last gives
-the target; it is judged as the model writes it by itself (`GeneratedAnswers`).
+Every solution is right: an answer is valid if each equation is true and uses numbers at hand, and the last one gives
+the target. The answer that the model generates is scored (`GeneratedAnswers`).
 
-Hold-out: a question is its numbers, in whatever order, and its target. Where there are at least `LARGE` sets of
-numbers, and at least four times the evaluation questions, a validation question that is also a test question, and a
-training question that is either, is drawn again. Fewer are shared by all splits, and scores are split into questions
-seen and unseen in training.
+Hold-out: a question is its numbers, in any order, and its target. Hold-out applies where there are at least `LARGE`
+sets of numbers, and at least four times as many as evaluation questions. Then a validation question that is also a test
+question, and a training question that is either, is drawn again. Smaller spaces are shared by all splits, and scores
+are split into questions seen and unseen in training.
 """
 
 import math
@@ -51,18 +53,18 @@ class Countdown(Config):
     numbers: int = Field(default=4, ge=2, le=8)
     """Given numbers; an answer has one equation less."""
     largest: int = Field(default=100, ge=20, le=1000)
-    """The largest number, given, in between, or target."""
+    """The largest number: given, intermediate or target."""
     pause: int = Field(default=0, ge=0, le=1000)
     """Pause tokens between the question and the colon."""
     loss: Literal["all", "answer"] = "answer"
-    """The tokens that training covers: all, or the equations alone."""
+    """The tokens that the loss covers: all, or the equations only."""
     validation_examples: int = Field(default=1000, ge=1, le=1_000_000)
     """Validation questions."""
     test_examples: int = Field(default=2000, ge=1, le=1_000_000)
     """Test questions."""
 
     def build(self) -> "CountdownTask":
-        """The task that this describes."""
+        """Return the task of this config."""
         return CountdownTask(self)
 
 
@@ -93,11 +95,11 @@ class CountdownTask(Task):
             token_types=("number", "sign", "target", "pause", "operand", "operator", "result", "end"),
         )
         self.vocabulary = (*map(str, range(1, largest + 1)), *_OPERATORS, "=", ",", ".", ">", ":", "_")
-        """A number's token is one less."""
+        """The token of number i is i - 1."""
         self._first_operator = largest
         self._equals, self._comma, self.end, self._reach, self._colon, self._pause = range(largest + 4, largest + 10)
         self._answer = config.numbers + 3 + config.pause
-        """The first place of the answer."""
+        """The first position of the answer."""
         self.longest_answer = 6 * equations
         plan = [
             *["number"] * config.numbers, "sign", "target", *["pause"] * config.pause, "sign",
@@ -109,16 +111,16 @@ class CountdownTask(Task):
         self._large = sets >= max(LARGE, 4 * (config.validation_examples + config.test_examples))
 
     def size(self, split: Split) -> int | None:
-        """The number of examples in a split; None for training, which is unlimited."""
+        """Return the number of examples in a split; None for training, which is unlimited."""
         sizes = {"train": None, "validation": self.config.validation_examples, "test": self.config.test_examples}
         return sizes[split]
 
     def max_length(self, split: Split) -> int:
-        """The tokens of every example."""
+        """Return the number of tokens of every example."""
         return len(self._plan)
 
     def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
-        """The examples of a split at `indices` [N]; see `Task.examples`.
+        """Return the examples of a split at `indices` [N]; see `Task.examples`.
 
         Raises:
             IndexError: an index is negative, or beyond the split's size.
@@ -134,7 +136,9 @@ class CountdownTask(Task):
         tokens[:, self._answer - 1] = self._colon
         tokens[:, self._answer :] = self._written(games.equations)
         answer = np.broadcast_to(columns >= self._answer, tokens.shape)
-        remaining = np.where(columns >= self._answer, len(columns) - columns, 1)  # a wrong token spoils those after it
+        remaining = np.where(
+            columns >= self._answer, len(columns) - columns, 1
+        )  # a wrong token makes those after it wrong
         return Examples(
             tokens=tokens,
             lengths=np.full(count, len(columns)),
@@ -147,11 +151,11 @@ class CountdownTask(Task):
         )
 
     def token_type(self, examples: Examples) -> NDArray[np.uint8]:
-        """The part that each token plays; see `Task.token_type`."""
+        """Return the role of each token [N, L]; see `Task.token_type`."""
         return np.broadcast_to(self._plan, examples.tokens.shape).copy()
 
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
-        """Example `row`: `numbers`, `target`, `equations`, `text` and `tokens`.
+        """Return example `row` as `numbers`, `target`, `equations`, `text` and `tokens`.
 
         Equations are `[left, operator, right, result]`.
         """
@@ -170,7 +174,7 @@ class CountdownTask(Task):
         }
 
     def prompts(self, examples: Examples) -> NDArray[np.int64]:
-        """[N] tokens of each question, up to the colon; see `GeneratedAnswers.prompts`."""
+        """Return the length [N] of each question with its colon; see `GeneratedAnswers.prompts`."""
         return np.full(len(examples.tokens), self._answer)
 
     def answers(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> Answers:
@@ -208,7 +212,7 @@ class CountdownTask(Task):
         return columns
 
     def _written(self, equations: NDArray[np.int64]) -> NDArray[np.uint16]:
-        """[N, A] the tokens of equations [N, numbers - 1, 4]."""
+        """Return the tokens [N, A] of equations [N, numbers - 1, 4]."""
         tokens = np.empty((*equations.shape[:2], 6), np.uint16)
         tokens[..., 0] = equations[..., 0] - 1
         tokens[..., 1] = equations[..., 1] + self._first_operator
@@ -222,12 +226,12 @@ class CountdownTask(Task):
     def _played(
         self, numbers: NDArray[np.int64], random: NDArray[np.uint32], target: NDArray[np.int64] | None = None
     ) -> NDArray[np.int64]:
-        """[N, numbers - 1, 4] equations played at random on `numbers` [N, numbers].
+        """Return the equations [N, numbers - 1, 4] of random games.
 
         Args:
-            numbers: what is given.
-            random: [N, 3 * (numbers - 1)] what pairs and operations are drawn from.
-            target: [N] what the last equation gives where an operation does; None: the last is as random as any.
+            numbers: [N, numbers] the given numbers.
+            random: [N, 3 * (numbers - 1)] random numbers from which pairs and operations are drawn.
+            target: [N] the result of the last equation wherever an operation gives it; None: the last one is random.
         """
         hand, rows = numbers.copy(), np.arange(len(numbers))
         equations = np.empty((len(numbers), numbers.shape[1] - 1, 4), np.int64)
@@ -263,7 +267,7 @@ class CountdownTask(Task):
     def _judged(
         self, numbers: NDArray[np.int64], target: NDArray[np.int64], answers: NDArray[np.uint16]
     ) -> NDArray[np.bool_]:
-        """[N, numbers] whether the first 1, 2, … equations of answers [N, A] are valid; last, whether all solve it."""
+        """Return [N, numbers] True if the first 1, 2, … equations of answers [N, A] are valid; last, if all are."""
         rows, largest = np.arange(len(numbers)), self.config.largest
         at_hand = np.zeros((len(numbers), len(self.vocabulary) + 1), np.int64)  # by number; signs are never at hand
         np.add.at(at_hand, (rows[:, None], numbers), 1)
@@ -296,7 +300,7 @@ class CountdownTask(Task):
         return KeySet(np.concatenate([self._test_keys.keys, validation.keys]))
 
     def _games(self, split: Split, indices: NDArray[np.int64], seed: int) -> _Games:
-        """The questions at `indices` [N], held-out ones and those of small targets replaced."""
+        """Return the questions at `indices` [N], with replacements for held-out ones and for small targets."""
         check_indices(split, indices, self.size(split))
         names = ("countdown", split, seed) if split == "train" else ("countdown", split)
         held_out = None
@@ -316,13 +320,13 @@ class CountdownTask(Task):
         )
 
     def _drawn(self, names: tuple[str | int, ...], indices: NDArray[np.int64]) -> _Games:
-        """The questions at `indices` [N] of the streams that begin with `names`."""
+        """Return the questions at `indices` [N] of the streams that begin with `names`."""
         given = self.config.numbers
         random = draws32(stream(*names), indices, given + 3 * (given - 1))
         numbers = 1 + below(self.config.largest, random[:, :given]).astype(np.int64)
         equations = self._played(numbers, random[:, given:])
 
-        # A sum over numbers has no order.
+        # A sum of hashes does not depend on the order of the numbers.
         keys = mixed(numbers.astype(np.uint64) * _ODD + _NUMBER).sum(axis=1, dtype=np.uint64)
         keys += mixed(equations[:, -1, 3].astype(np.uint64) * _ODD + _TARGET)
         return _Games(mixed(keys), numbers, equations)

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from lab.errors import BadInput
 from lab.tasks.base import Split
 from lab.tasks.draws import below, draws32, stream
-from lab.tasks.stories.induction import REFRAIN, Skeletons
+from lab.tasks.stories.induction import StoryTemplates
+from lab.tasks.stories.names import REFRAIN
 from lab.tasks.stories.phrases import (
     DREAMS,
     EVENTS,
@@ -149,7 +150,7 @@ def _book() -> _Book:
 
 
 def lexicon() -> tuple[str, ...]:
-    """Every piece that a story is made of, names aside."""
+    """Return every piece that a story is made of, names aside."""
     return _book().pieces[1:]
 
 
@@ -199,21 +200,21 @@ class Simulator:
             )
 
     def stories(self, split: Split) -> int | None:
-        """The number of stories in a split; None when it is unlimited."""
+        """Return the number of stories in a split; None when it is unlimited."""
         return self._counts[split]
 
     def max_length(self, split: Split) -> int:
-        """An upper bound on the tokens of a story."""
+        """Return an upper bound on the tokens of a story."""
         return self._length[1]
 
-    def skeletons(self, split: Split, indices: Ints, seed: int) -> Skeletons:
-        """The stories of a split at `indices` [N]. `seed` moves the training split alone."""
+    def templates(self, split: Split, indices: Ints, seed: int) -> StoryTemplates:
+        """Return the stories of a split at `indices` [N]. `seed` moves the training split alone."""
         names = ("stories", "plot", split, *((seed,) if split == "train" else ()))
         told, characters = _Telling(self, names, indices).whole()
         return self._tokenised(told, characters)
 
     def _longest(self, event: str) -> int:
-        """An upper bound on the tokens of a sentence that tells `event`."""
+        """Return an upper bound on the tokens of a sentence that tells `event`."""
         book, words = _book(), {name: int(self._lengths[table].max()) for name, table in _book().words.items()}
         costs = dict.fromkeys(_SLOT_WIDTHS, 1) | {slot: words[name] for slot, name in _WORD_SLOTS.items()}
         costs |= {"X": 3 * words["X"], "S": words["he"], "N": words["he"]}
@@ -223,7 +224,7 @@ class Simulator:
         lengths = np.where(told < 0, cost[np.maximum(-1 - told, 0)], self._lengths[np.maximum(told, 0)])
         return int(lengths.sum(axis=1).max())
 
-    def _tokenised(self, told: NDArray[np.int32], characters: Ints) -> Skeletons:
+    def _tokenised(self, told: NDArray[np.int32], characters: Ints) -> StoryTemplates:
         """Pieces [N, W] as tokens, the end token after them."""
         lengths = self._lengths[told]
         totals = lengths.sum(axis=1)
@@ -237,7 +238,7 @@ class Simulator:
         tokens, slots = np.zeros(shape, np.uint16), np.zeros(shape, np.uint8)
         tokens[inside], slots[inside] = self._tokens[where], self._slots[where]
         tokens[np.arange(len(told)), totals] = self.tokenizer.end
-        return Skeletons(tokens, slots, totals + 1, characters)
+        return StoryTemplates(tokens, slots, totals + 1, characters)
 
 
 class _Telling:
@@ -312,7 +313,7 @@ class _Telling:
         return np.concatenate(told, axis=1), self.met
 
     def _sentence(self, random: NDArray[np.uint32], going: Bools, part: str) -> NDArray[np.int32]:
-        """The next sentence of each story that is `going`; those that have no room left end, and go no more."""
+        """Return the next sentence of each story that is `going`; those that have no room left end, and go no more."""
         self._look_around(random)
         weights = self._weights()
         event = self._chosen(weights, part, random[:, 8])
@@ -531,7 +532,7 @@ class _Telling:
         self.stale[event, self.rows] = np.minimum(3 * rounds, 6)
 
         def of(*names: str) -> tuple[Ints, Ints, Ints, Ints]:
-            """The stories in which one of these events took place; A, B and the thing there."""
+            """Return the stories in which one of these events took place; A, B and the thing there."""
             rows = np.flatnonzero(np.isin(event, [_EVENTS[name] for name in names]))
             return rows, self.actor[rows], self.near[rows], self.about[rows]
 
@@ -584,7 +585,7 @@ class _Telling:
 
 
 def _picked(options: Bools, random: NDArray[np.uint32]) -> Ints:
-    """One of the true columns of each row, each as likely; -1 where there is none."""
+    """Return one of the true columns of each row, each as likely; -1 where there is none."""
     counts = options.cumsum(axis=1)
     wanted = below(np.maximum(counts[:, -1], 1), random).astype(np.int64)
     return np.where(counts[:, -1] > 0, (counts <= wanted[:, None]).sum(axis=1), -1)

@@ -8,7 +8,8 @@ from pydantic import Field, field_validator
 
 from lab.config import Config, Neutral
 from lab.tasks.base import Split
-from lab.tasks.stories.induction import Hint, NameLaw, Names, Share, StoryTask
+from lab.tasks.stories.induction import Hint, StoryTask
+from lab.tasks.stories.names import Names, NameSampler, Share
 from lab.tasks.stories.simulator import MOST_CHARACTERS, Simulator, lexicon
 from lab.tasks.tokenizers import Bpe, BpeTokens, Bytes, ByteTokens, Tokenizer, Tokens, Words, WordTokens, train_bpe
 
@@ -60,13 +61,13 @@ class Stories(Config):
         return length
 
     def build(self) -> StoryTask:
-        """The task that this describes.
+        """Return the task of this config.
 
         Raises:
             BadInput: stories are too short, or the tokens do not have such names.
         """
         tokenizer = _tokenizer(self.tokens, self.names.syllable_tokens())
-        NameLaw(self.names, self.tokens, tokenizer, MOST_CHARACTERS)  # the task draws them late; refuse early
+        NameSampler(self.names, self.tokens, tokenizer, MOST_CHARACTERS)  # the task draws them late; refuse early
         counts: dict[Split, int | None] = {
             "train": self.unique_examples,
             "validation": self.validation_examples,

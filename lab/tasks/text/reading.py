@@ -90,7 +90,7 @@ def kinds(texts: list[str], counts: I64) -> Kinds:
 
 
 def _before(values: NDArray[Any], by: int = 1) -> NDArray[Any]:
-    """The value `by` places before each; zeros at first."""
+    """Return the value `by` places before each; zeros at first."""
     return np.concatenate([np.zeros(by, values.dtype), values[:-by]])
 
 
@@ -174,7 +174,7 @@ def parts(text: NDArray[np.uint32], kind: Kinds, at: I64, limit: int) -> tuple[I
 
 
 def rank(groups: I64) -> I64:
-    """The place of each [N] within its group, from 0 on; the groups' numbers ascend."""
+    """Return the place of each [N] within its group, from 0 on; the groups' numbers ascend."""
     return np.arange(len(groups)) - np.searchsorted(groups, groups)
 
 

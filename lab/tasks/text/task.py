@@ -35,7 +35,8 @@ from lab.errors import BadInput, Failure
 from lab.tasks.base import SPLITS, Split
 from lab.tasks.draws import below, draws, draws32, stream
 from lab.tasks.shards import Appending, folder, mapped
-from lab.tasks.stories.induction import Names, Skeletons, StoryTask
+from lab.tasks.stories.induction import StoryTask, StoryTemplates
+from lab.tasks.stories.names import Names
 from lab.tasks.text import corpus
 from lab.tasks.text.reading import CHARACTERS, I64, U8, Kinds, characters, kinds, parts, ragged, rank
 from lab.tasks.tokenizers import (
@@ -126,7 +127,7 @@ class Text(Config):
         return self
 
     def build(self) -> StoryTask:
-        """The task that this describes; the files are read when they are first needed.
+        """Return the task of this config; the files are read when they are first needed.
 
         Raises:
             BadInput: such tokens cannot have such names.
@@ -164,13 +165,13 @@ class TextSource:
         return {split: _Shard(**{name: mapped(file) for name, file in _files(self._place, split)}) for split in SPLITS}
 
     def stories(self, split: Split) -> int:
-        """The number of stories in a split."""
+        """Return the number of stories in a split."""
         if split == "train":
             return len(self._shards[split].characters)
         return self.config.test_examples if split == "test" else self.config.validation_examples
 
     def max_length(self, split: Split) -> int:
-        """An upper bound on the tokens of a story."""
+        """Return an upper bound on the tokens of a story."""
         return self.config.length
 
     @cached_property
@@ -182,15 +183,15 @@ class TextSource:
             for split, stories in every.items()
         }
 
-    def skeletons(self, split: Split, indices: I64, seed: int) -> Skeletons:
-        """The stories of a split at `indices` [N]; they do not depend on `seed`."""
+    def templates(self, split: Split, indices: I64, seed: int) -> StoryTemplates:
+        """Return the stories of a split at `indices` [N]; they do not depend on `seed`."""
         shard, chosen = self._shards[split], indices if split == "train" else self._orders[split][indices]
         starts = shard.offsets[chosen]
         lengths = shard.offsets[chosen + 1] - starts
         columns = np.arange(lengths.max(initial=0))
         inside = columns < lengths[:, None]
         places = np.where(inside, starts[:, None] + columns, 0)
-        return Skeletons(
+        return StoryTemplates(
             tokens=shard.tokens[places] * inside,
             slots=shard.slots[places] * inside,
             lengths=lengths,
@@ -205,7 +206,7 @@ class _Shard:
     tokens: NDArray[np.uint16]
     """[T] token ids, the end token included; 0 where a name's token goes."""
     slots: U8
-    """[T] as in `Skeletons`."""
+    """[T] as in `StoryTemplates`."""
     offsets: I64
     """[S + 1] where each story begins."""
     characters: U8
@@ -278,7 +279,7 @@ class _Numbered:
             first = last
 
     def story(self, stories: slice) -> I64:
-        """The story of each piece of a slice of stories, counted from its first."""
+        """Return the story of each piece of a slice of stories, counted from its first."""
         lengths = np.diff(self.starts[stories.start : stories.stop + 1])
         return np.repeat(np.arange(len(lengths)), lengths)
 
@@ -339,7 +340,7 @@ _LEFT_OUT = len(SPLITS)
 
 
 def _splits(config: Text, numbered: _Numbered, who: U8) -> U8:
-    """[S] the number of each story's split in `SPLITS`, or `_LEFT_OUT`."""
+    """Return the number of each story's split in `SPLITS` [S], or `_LEFT_OUT`."""
     named = np.maximum.reduceat(who, numbered.starts[:-1]) > 0
     if not named.any():
         raise BadInput(
@@ -464,7 +465,7 @@ def _write(
 
 
 def _shard(tokens: NDArray[np.uint16], slots: U8, begin: I64, end: I64, end_token: int, scored: bool) -> _Shard:
-    """The parts of stories from `begin` to `end` [N], each with an end token, its characters numbered anew.
+    """Return the parts of stories from `begin` to `end` [N], each with an end token, its characters numbered anew.
 
     `scored`: only those in which a name occurs twice.
     """
