@@ -193,6 +193,7 @@ def _covers(curve: Curve, row: ScoreRow, rows: list[ScoreRow], metrics: Metrics)
     wanted, found = curve.where.get("seen", "all"), row.get("seen", "all")
     if wanted == "unseen" and found == "all":
         names = [group.name for group in metrics.groups]
-        same = [other for other in rows if all(other[name] == row[name] for name in names)]
-        return all(other["seen"] == "all" for other in same)
+        place = [row[name] for name in names]
+        same_slice = [other for other in rows if list(map(other.get, names)) == place]
+        return all(other["seen"] == "all" for other in same_slice)
     return bool(found == wanted)

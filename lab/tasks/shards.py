@@ -105,7 +105,7 @@ class Appending:
         )
 
     def add(self, part: NDArray[Any]) -> None:
-        """Append a part [N]."""
+        """Write a part [N] at the end."""
         self._count += len(part)
         self._file.write(np.ascontiguousarray(part, self._dtype).data)
 

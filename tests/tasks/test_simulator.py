@@ -18,7 +18,8 @@ from lab.errors import BadInput
 from lab.tasks.base import SPLITS, Split
 from lab.tasks.stories import phrases
 from lab.tasks.stories.induction import StoryTask
-from lab.tasks.stories.simulator import MOST_CHARACTERS, Simulator
+from lab.tasks.stories.simulation import MOST_CHARACTERS
+from lab.tasks.stories.simulator import Simulator
 from lab.tasks.stories.task import Stories
 from lab.tasks.tokenizers import Bpe, Bytes, pieces
 from tests.tasks.retelling import Wrong, retold

@@ -398,6 +398,7 @@ class PolynomialTask(Task):
         answered = document & (columns >= ends - np.int16(self._stride * d + 1))
         scored = answered if config.hint == "none" else answered & ((ends - 1 - columns) % 2 == 0)
         outermost = _NAMES[questions.words[:, 0]]
+        features = {} if config.hint == "none" else {"hint": (answered & ~scored).view(np.uint8)}
         return Examples(
             tokens=tokens,
             lengths=lengths,
@@ -405,7 +406,7 @@ class PolynomialTask(Task):
             score_mask=scored,
             slices={"operations": questions.operations, "operator": outermost},
             fingerprints=questions.keys[:, None],
-            token_features={} if config.hint == "none" else {"hint": (answered & ~scored).view(np.uint8)},
+            token_features=features,
             # A wrong coefficient is assumed to spoil those after it.
             horizons=np.where(answered, np.maximum(ends - 1 - columns, 1), 1).astype(np.uint8),
         )

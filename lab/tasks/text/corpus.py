@@ -63,7 +63,7 @@ _STANDS: dict[Layout, str] = {
 
 
 def matched(patterns: Sequence[str]) -> list[Path]:
-    """Return the files that paths and glob patterns name, each once, those of one pattern in order of their names.
+    """Return the files of paths and glob patterns, each once; those of one pattern are sorted by name.
 
     What exists is no pattern, whatever its characters: a file, or the folder that a pattern begins with. A leading `~`
     is the home folder.
@@ -84,7 +84,7 @@ def matched(patterns: Sequence[str]) -> list[Path]:
 
 
 def _named(pattern: str) -> list[Path]:
-    """Return the path that a pattern is, or what matches it below the folders at its beginning that exist."""
+    """Return the path itself if it exists, else the matches of the pattern below its existing folders."""
     path = located(pattern)
     if not pattern or os.path.exists(path):
         return [path] if pattern else []
@@ -145,7 +145,7 @@ def _check_kind(file: Path, head: bytes) -> None:
 def stories(
     files: Sequence[Path], column: str, separator: str, layout: Layout = "own_line"
 ) -> Iterator[tuple[str, float]]:
-    """Return every story, and the share of all files that is read with it.
+    """Yield every story, and the share of all files that has been read.
 
     Stories come as `canonical_text`; empty ones are left out.
 
@@ -199,7 +199,7 @@ def _size(file: Path) -> int:
 
 
 def _whole(separator: str) -> str:
-    """Return the pattern of a separator that is no part of something longer, as END is of FRIEND and *** of *****."""
+    """Return a pattern for a separator that is not part of a longer word, as END in FRIEND or *** in *****."""
     if not separator:
         return "(?!)"
     run = re.escape(separator[0]) if len({*separator}) == 1 else "(?!)"
@@ -209,7 +209,7 @@ def _whole(separator: str) -> str:
 
 
 def _of_text(file: Path, size: int, separator: str, layout: Layout) -> Iterator[tuple[str, int, float]]:
-    """Return the text between cuts, the line at which it begins, and the share of the file that is read with it."""
+    """Yield the text between cuts, the line at which it begins, and the share of the file that has been read."""
     cut = re.compile(
         {
             "own_line": f"^{_BLANKS}{_whole(separator)}{_BLANKS}$",
@@ -239,7 +239,7 @@ def _of_text(file: Path, size: int, separator: str, layout: Layout) -> Iterator[
 
 
 def _blocks(file: Path) -> Iterator[tuple[str, int, bool]]:
-    """The text of a UTF-8 file, with "\\n" at the ends of lines, the bytes read so far, and whether there may be more.
+    """Yield text of a UTF-8 file with "\\n" line ends, the bytes read so far, and True if there may be more.
 
     Raises:
         BadInput: the file cannot be read, or a byte of it is no text.
@@ -267,7 +267,7 @@ def _blocks(file: Path) -> Iterator[tuple[str, int, bool]]:
 
 
 def _of_json(file: Path, size: int, column: str) -> Iterator[tuple[str, int, float]]:
-    """Return the text of each line, its number, and the share of the file that is read with it."""
+    """Yield the text of each line, its number, and the share of the file that has been read."""
     read = 0
     try:
         with file.open("rb") as stream:
@@ -308,7 +308,7 @@ def _no_column(where: str, column: str, known: list[str]) -> BadInput:
 
 
 def _of_parquet(file: Path, column: str) -> Iterator[tuple[str, int, float]]:
-    """Return the text of each row, its number, and the share of the file that is read with it."""
+    """Yield the text of each row, its number, and the share of the file that has been read."""
     import pyarrow
     from pyarrow import parquet, types
 

@@ -1,14 +1,18 @@
-"""Real stories whose characters are renamed: the evaluation of Section 4.1 on one's own files.
+"""Stories from files, with renamed characters: the evaluation of Section 4.1 on your own texts.
 
-Which words are names is a rule, and so is where a long story is parted: see `lab.tasks.reading`. Every occurrence of a
-name is renamed.
+    text      Tom saw a ball . Then Anna met Tom and ...
+    tokens    Mi ra saw a ball . Then So la met Mi ra and ...
+    scored                                         ^
 
-A story is in test, validation or training by the hash of its text, so no text is in two of them. Each of test and
-validation is 5 % of the different stories, or as many more as hold the examples that are asked for. Of them, stories
-that name nobody twice, and second copies, are left out.
+Rules select the words that are names, and the places where long stories are split (`lab.tasks.text.reading`). Every
+occurrence of a name is replaced.
 
-Building the shards: one pass over the files cuts text into `pieces` and numbers them; all that follows is array
-arithmetic on these numbers, some million at a time. Shards are kept (`lab.tasks.shards`).
+The hash of a story's text puts it into test, validation or training, so no text is in two splits. Test and validation
+each are 5 % of the different stories, or more if the configured number of examples needs more. Stories without a name
+that occurs twice, and second copies, are left out of them.
+
+The shards are built in one pass over the files, which cuts text into `pieces` and numbers them. All further steps are
+array arithmetic on these numbers, about a million at a time. Shards are cached (`lab.tasks.shards`).
 """
 
 import importlib.metadata
@@ -56,44 +60,44 @@ from lab.tasks.tokenizers import (
 log = logging.getLogger(__name__)
 
 SHARE = 0.05
-"""The least share of different stories that test and validation are, each."""
+"""The smallest share of different stories in test, and in validation."""
 _CHUNK = 1 << 20
-"""Pieces that are worked on at once."""
+"""The number of pieces that are processed at once."""
 _SAMPLE = 1 << 22
-"""Pieces of training stories that BPE is trained on (about 16 MB), those with the smallest hashes first."""
+"""The number of pieces that BPE is trained on (about 16 MB), from the training stories with the smallest hashes."""
 _WORD = 5
-"""A word in small letters that occurs so often is a word that no new name spells."""
+"""New names do not spell words that occur at least this often in small letters."""
 
 
 class Text(Config):
-    """Stories from .txt, .jsonl and .parquet files, their characters renamed."""
+    """Stories from .txt, .jsonl and .parquet files, with renamed characters."""
 
     name: Literal["text"] = "text"
     version: ClassVar[int] = 2
     files: Annotated[list[str], Location(), Field(min_length=1)]
     """Paths or glob patterns of .txt, .jsonl (both UTF-8) and .parquet files, relative to the current folder."""
     column: str = "text"
-    """The column of a .parquet file that holds the stories, one a row; of a .jsonl file, the field of each line."""
+    """The column with the stories of a .parquet file, one in each row, or the field in each line of a .jsonl file."""
     separator: str = Field(default="<|endoftext|>", min_length=1)
-    """What stands between two stories of a .txt file, and nowhere else."""
+    """The separator between two stories of a .txt file, which must not occur elsewhere."""
     layout: Annotated[corpus.Layout, Neutral("own_line")] = "own_line"
-    """The way stories are parted in a .txt file: by the separator on a line of its own, by the separator at the end of
-    a story's last line, by blank lines, or by every end of a line."""
+    """The way stories are separated in a .txt file: by the separator on a line of its own, by the separator at the end
+    of a story's last line, by blank lines, or by every end of a line."""
     fingerprint: str | None = None
-    """SHA-256 of the files' SHA-256s, by which a run is known. Null: it is computed; else the files have to fit it."""
+    """SHA-256 of the files' SHA-256s, which identifies the files. Null: it is computed; else the files must match."""
     tokens: Tokens = Bpe()
-    """What a token is; its name selects it."""
+    """The kind of tokens; its name selects it."""
     names: Names = Names()
-    """How characters are named."""
+    """The names of characters."""
     length: int = Field(default=256, ge=16, le=30_000)
-    """The most tokens of a story, end token included. A longer one becomes several, parted at ends of sentences; a
-    sentence that is longer still is cut."""
+    """The largest number of tokens of a story, end token included. A longer story is split at ends of sentences; a
+    sentence that is too long is cut."""
     replace: Literal["all", "evaluation"] = "all"
-    """The stories whose characters are renamed: all, or validation and test alone, as in the paper."""
+    """The stories with renamed characters: all, or validation and test only, as in the paper."""
     validation_examples: int = Field(default=100, ge=1, le=1_000_000)
-    """Validation stories; each is told with fresh and with pool names."""
+    """Validation stories; each occurs with fresh names, and with names of the pool."""
     test_examples: int = Field(default=100, ge=1, le=1_000_000)
-    """Test stories (paper: 100); each is told with fresh and with pool names."""
+    """Test stories (paper: 100); each occurs with fresh names, and with names of the pool."""
 
     @field_validator("separator")
     @classmethod
@@ -153,7 +157,7 @@ class TextSource:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """What makes and reads the tokens; BPE and the words' vocabulary come from training stories."""
+        """The tokenizer; BPE and the vocabulary of words are learned from training stories."""
         file = self._place / _TOKENIZER
         try:
             return _tokenizer(self.config, json.loads(file.read_text(encoding="utf-8")))
@@ -162,7 +166,10 @@ class TextSource:
 
     @cached_property
     def _shards(self) -> dict[Split, "_Shard"]:
-        return {split: _Shard(**{name: mapped(file) for name, file in _files(self._place, split)}) for split in SPLITS}
+        shards: dict[Split, _Shard] = {}
+        for split in SPLITS:
+            shards[split] = _Shard(**{name: mapped(file) for name, file in _files(self._place, split)})
+        return shards
 
     def stories(self, split: Split) -> int:
         """Return the number of stories in a split."""
@@ -176,7 +183,7 @@ class TextSource:
 
     @cached_property
     def _orders(self) -> dict[Split, I64]:
-        """Which stories are a split's first, second, …: evaluation takes its examples from everywhere in the files."""
+        """The order of the evaluation stories: random, so that examples are from all parts of the files."""
         every = {split: np.arange(len(shard.characters)) for split, shard in self._shards.items() if split != "train"}
         return {
             split: np.argsort(draws(stream("text", split), stories, 1)[:, 0], kind="stable")
@@ -201,16 +208,16 @@ class TextSource:
 
 @dataclass(frozen=True)
 class _Shard:
-    """The stories of a split, end to end: T tokens of S stories."""
+    """The stories of a split, concatenated: T tokens of S stories."""
 
     tokens: NDArray[np.uint16]
     """[T] token ids, the end token included; 0 where a name's token goes."""
     slots: U8
     """[T] as in `StoryTemplates`."""
     offsets: I64
-    """[S + 1] where each story begins."""
+    """[S + 1] the position at which each story begins."""
     characters: U8
-    """[S] how many names occur, numbered from 0 on."""
+    """[S] the number of names, which are numbered from 0 on."""
 
 
 _TOKENIZER = "tokenizer.json"
@@ -221,7 +228,7 @@ def _files(place: Path, split: Split) -> Iterator[tuple[str, Path]]:
 
 
 def _key(config: Text) -> str:
-    """All that shapes the shards: of the files their content, not where they are."""
+    """Return everything that the shards depend on; of the files their content, not their paths."""
     shaping = {**canonical(config), "names": None}
     if isinstance(config.tokens, Words):
         shaping["names"] = config.names.syllable_tokens()
@@ -241,36 +248,36 @@ def _tokenizer(config: Text, learned: dict[str, Any]) -> Tokenizer:
 
 
 class _Progress:
-    """Tells the log, every two seconds, how far something is."""
+    """Logs the progress of a long task every two seconds."""
 
-    def __init__(self, what: str) -> None:
-        self._what, self._began = what, time.monotonic()
-        self._told = self._began
+    def __init__(self, task: str) -> None:
+        self._task, self._began = task, time.monotonic()
+        self._logged = self._began
 
     def __call__(self, share: float, done: str) -> None:
         now = time.monotonic()
-        if now - self._told > 2:
-            self._told, took = now, now - self._began
-            log.info("%s: %s, %.0f %%, %.0f s left", self._what, done, 100 * share, took / share - took)
+        if now - self._logged > 2:
+            self._logged, took = now, now - self._began
+            log.info("%s: %s, %.0f %%, %.0f s left", self._task, done, 100 * share, took / share - took)
 
 
 @dataclass(frozen=True)
 class _Numbered:
-    """All stories as numbers of pieces."""
+    """All stories, as numbers of pieces."""
 
     texts: list[str]
-    """[K] of the pieces; piece 0 is a story's end."""
+    """[K] the texts of the pieces; piece 0 is a story's end."""
     counts: I64
-    """[K] how often each occurs."""
+    """[K] the number of occurrences of each piece."""
     text: NDArray[np.uint32]
-    """[P] the stories, end to end; after each comes a 0."""
+    """[P] the stories, concatenated, each with a 0 at its end."""
     starts: I64
-    """[S + 1] where each story begins."""
+    """[S + 1] the position at which each story begins."""
     hashes: NDArray[np.uint64]
-    """[S] of the stories' texts."""
+    """[S] hashes of the stories' texts."""
 
     def chunks(self) -> Iterator[tuple[slice, slice]]:
-        """Slices of stories, and of their pieces."""
+        """Yield slices of stories, and of their pieces."""
         first, stories = 0, len(self.hashes)
         while first < stories:
             last = int(np.searchsorted(self.starts, self.starts[first] + _CHUNK, side="right")) - 1
@@ -285,7 +292,7 @@ class _Numbered:
 
 
 def _build(config: Text, place: Path) -> None:
-    """Make the shards of a config in an empty folder."""
+    """Write the shards of a config into an empty folder."""
     try:
         files = corpus.matched(config.files)
     except ValueError as error:
@@ -310,7 +317,7 @@ def _build(config: Text, place: Path) -> None:
 
 
 def _numbered(config: Text, files: list[Path], scratch: Path) -> _Numbered:
-    """Read the files."""
+    """Read the files, and number their pieces."""
     ids: defaultdict[str, int] = defaultdict(lambda: len(ids))
     ids[""] = 0  # no piece is empty
     text, lengths, hashes = array("I"), array("Q"), array("Q")
@@ -340,7 +347,7 @@ _LEFT_OUT = len(SPLITS)
 
 
 def _splits(config: Text, numbered: _Numbered, who: U8) -> U8:
-    """Return the number of each story's split in `SPLITS` [S], or `_LEFT_OUT`."""
+    """Return the number [S] of each story's split in `SPLITS`, or `_LEFT_OUT`."""
     named = np.maximum.reduceat(who, numbered.starts[:-1]) > 0
     if not named.any():
         raise BadInput(
@@ -376,7 +383,7 @@ def _splits(config: Text, numbered: _Numbered, who: U8) -> U8:
 
 
 def _learned(config: Text, numbered: _Numbered, who: U8, split: U8) -> dict[str, Any]:
-    """What makes the tokenizer, in JSON types."""
+    """Return the data of the tokenizer, in JSON types."""
     training = split == SPLITS.index("train")
     if isinstance(config.tokens, Words):
         counts = np.zeros(len(numbered.texts), np.int64)
@@ -402,7 +409,7 @@ def _learned(config: Text, numbered: _Numbered, who: U8, split: U8) -> dict[str,
 
 
 def _sample(numbered: _Numbered, who: U8, stories: I64) -> Iterator[str]:
-    """The training stories that BPE learns from, with names of two syllables, so that it learns to write such names."""
+    """Yield the training stories of BPE, with names of two syllables, so that it learns tokens for such names."""
     syllables = [syllable for syllable in made_up() if len(syllable) == 2]
     lengths = np.diff(numbered.starts)
     stories = stories[np.argsort(numbered.hashes[stories], kind="stable")]
@@ -465,9 +472,9 @@ def _write(
 
 
 def _shard(tokens: NDArray[np.uint16], slots: U8, begin: I64, end: I64, end_token: int, scored: bool) -> _Shard:
-    """Return the parts of stories from `begin` to `end` [N], each with an end token, its characters numbered anew.
+    """Return the parts of stories from `begin` to `end` [N], each with an end token and its own numbers of characters.
 
-    `scored`: only those in which a name occurs twice.
+    With `scored`, parts in which no name occurs twice are left out.
     """
     lengths = end - begin + 1
     places = ragged(begin, lengths)  # a part's last place is taken by the end token, whatever is there
