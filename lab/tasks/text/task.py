@@ -301,23 +301,28 @@ def _build(config: Text, place: Path) -> None:
         raise BadInput(
             f"task.fingerprint: '{config.fingerprint}' is not allowed: the files have another; null takes any"
         )
+
+    # The pieces of all stories, and the character that each piece names.
     scratch = place / "scratch"
     scratch.mkdir()
     numbered = _numbered(config, files, scratch)
     kind = kinds(numbered.texts, numbered.counts)
-    with Appending(scratch / "who.npy", np.uint8) as out:
+    with Appending(scratch / "character_of.npy", np.uint8) as out:
         for _, here in numbered.chunks():
             out.add(characters(numbered.text[here], kind))
-    who = mapped(scratch / "who.npy")
-    split = _splits(config, numbered, who)
-    learned = _learned(config, numbered, who, split)
+    character_of = mapped(scratch / "character_of.npy")
+
+    # The splits, the tokenizer, and the shards.
+    split = _splits(config, numbered, character_of)
+    learned = _learned(config, numbered, character_of, split)
     (place / _TOKENIZER).write_text(json.dumps(learned), encoding="utf-8")
-    _write(config, numbered, kind, who, split, _tokenizer(config, learned), place)
+    _write(config, numbered, kind, character_of, split, _tokenizer(config, learned), place)
     shutil.rmtree(scratch)
 
 
 def _numbered(config: Text, files: list[Path], scratch: Path) -> _Numbered:
     """Read the files, and number their pieces."""
+    # Pieces are numbered in the order in which they first occur.
     ids: defaultdict[str, int] = defaultdict(lambda: len(ids))
     ids[""] = 0  # no piece is empty
     text, lengths, hashes = array("I"), array("Q"), array("Q")
@@ -335,6 +340,8 @@ def _numbered(config: Text, files: list[Path], scratch: Path) -> _Numbered:
                 text = array("I")
                 progress(share, f"{len(hashes)} stories, {characters_read / 1e6:.0f} MB")
         out.add(np.frombuffer(text, np.uint32))
+
+    # The number of occurrences of each piece.
     flat = mapped(scratch / "text.npy")
     counts = np.zeros(len(ids), np.int64)
     for first in range(0, len(flat), _CHUNK):
@@ -346,9 +353,10 @@ def _numbered(config: Text, files: list[Path], scratch: Path) -> _Numbered:
 _LEFT_OUT = len(SPLITS)
 
 
-def _splits(config: Text, numbered: _Numbered, who: U8) -> U8:
+def _splits(config: Text, numbered: _Numbered, character_of: U8) -> U8:
     """Return the number [S] of each story's split in `SPLITS`, or `_LEFT_OUT`."""
-    named = np.maximum.reduceat(who, numbered.starts[:-1]) > 0
+    # Refuse files without names, and those that are one story.
+    named = np.maximum.reduceat(character_of, numbered.starts[:-1]) > 0
     if not named.any():
         raise BadInput(
             f"task.files: {', '.join(config.files)} are not allowed: no story names a character twice "
@@ -362,6 +370,8 @@ def _splits(config: Text, numbered: _Numbered, who: U8) -> U8:
             f"task.{field}: '{value}' is not allowed: it leaves {', '.join(config.files)} one story; "
             f"should be what stands between stories{f', with layout {config.layout}' if parted else ''}"
         )
+
+    # Different stories in the order of their hashes: test, validation, then training.
     split = np.full(len(hashes), SPLITS.index("train"), np.uint8)
     begin = 0
     for name, examples in (("test", config.test_examples), ("validation", config.validation_examples)):
@@ -375,6 +385,8 @@ def _splits(config: Text, numbered: _Numbered, who: U8) -> U8:
             f"allowed: {int(named[first].sum())} of {len(hashes)} different stories name a character twice, and half "
             "of all are kept for training"
         )
+
+    # Test and validation are without second copies, and without stories that name nobody twice.
     split = split[which]
     second = np.ones(len(which), np.bool_)
     second[first] = False
@@ -382,21 +394,24 @@ def _splits(config: Text, numbered: _Numbered, who: U8) -> U8:
     return split
 
 
-def _learned(config: Text, numbered: _Numbered, who: U8, split: U8) -> dict[str, Any]:
+def _learned(config: Text, numbered: _Numbered, character_of: U8, split: U8) -> dict[str, Any]:
     """Return the data of the tokenizer, in JSON types."""
+    # Words: the most frequent ones of training, without those that are replaced by names.
     training = split == SPLITS.index("train")
     if isinstance(config.tokens, Words):
         counts = np.zeros(len(numbered.texts), np.int64)
         for stories, here in numbered.chunks():
             stay = training[stories][numbered.story(stories)]
             if config.replace == "all":
-                stay &= who[here] == 0
+                stay &= character_of[here] == 0
             counts += np.bincount(numbered.text[here][stay], minlength=len(counts))
         words: Counter[str] = Counter()
         for text, count in zip(numbered.texts, counts.tolist(), strict=True):
             if count and text.strip(" "):
                 words[text.strip(" ")] += count
         return {"words": sorted(words, key=lambda word: (-words[word], word))[: config.tokens.vocabulary]}
+
+    # Bytes and BPE: the frequent words in small letters, which no name may spell.
     small = {
         text.strip(" ")
         for text, count in zip(numbered.texts, numbered.counts.tolist(), strict=True)
@@ -404,35 +419,46 @@ def _learned(config: Text, numbered: _Numbered, who: U8, split: U8) -> dict[str,
     }
     if isinstance(config.tokens, Bytes):
         return {"lexicon": sorted(small)}
-    trained = train_bpe(_sample(numbered, who, np.flatnonzero(training)), config.tokens.vocabulary)
+    trained = train_bpe(_sample(numbered, character_of, np.flatnonzero(training)), config.tokens.vocabulary)
     return {"trained": trained, "lexicon": sorted(small)}
 
 
-def _sample(numbered: _Numbered, who: U8, stories: I64) -> Iterator[str]:
+def _sample(numbered: _Numbered, character_of: U8, stories: I64) -> Iterator[str]:
     """Yield the training stories of BPE, with names of two syllables, so that it learns tokens for such names."""
+    # The stories with the smallest hashes, up to `_SAMPLE` pieces.
     syllables = [syllable for syllable in made_up() if len(syllable) == 2]
     lengths = np.diff(numbered.starts)
     stories = stories[np.argsort(numbered.hashes[stories], kind="stable")]
     stories = stories[: 1 + int(np.searchsorted(np.cumsum(lengths[stories]), _SAMPLE))]
+
+    # Their text with made-up names.
     random = draws32(stream("text", "sample"), stories, 2 * CHARACTERS)
     for story, pairs in zip(stories.tolist(), below(len(syllables), random).tolist(), strict=True):
-        names = [""] + [(syllables[pairs[2 * c]] + syllables[pairs[2 * c + 1]]).capitalize() for c in range(CHARACTERS)]
+        parts_of_names = [syllables[number] for number in pairs]
+        names = [""]
+        names += [
+            (first + second).capitalize()
+            for first, second in zip(parts_of_names[::2], parts_of_names[1::2], strict=True)
+        ]
         here = slice(int(numbered.starts[story]), int(numbered.starts[story + 1]))
         yield "".join(
             names[name] or numbered.texts[piece]
-            for piece, name in zip(numbered.text[here].tolist(), who[here].tolist(), strict=True)
+            for piece, name in zip(numbered.text[here].tolist(), character_of[here].tolist(), strict=True)
         )
 
 
 def _write(
-    config: Text, numbered: _Numbered, kind: Kinds, who: U8, split: U8, tokenizer: Tokenizer, place: Path
+    config: Text, numbered: _Numbered, kind: Kinds, character_of: U8, split: U8, tokenizer: Tokenizer, place: Path
 ) -> None:
     """Write every split's shard."""
+    # The tokens of all pieces, end to end.
     encoded = [[tokenizer.end], *tokenizer.encode(numbered.texts[1:])]
     sizes = np.array([len(each) for each in encoded])
     starts = np.cumsum(sizes) - sizes
     table = np.array([token for each in encoded for token in each], np.uint16)
-    total, told = Counter[Split](), Counter[Split]()  # tokens and stories so far
+
+    # One file for each array of each split.
+    tokens_written, stories_written = Counter[Split](), Counter[Split]()
     progress = _Progress("writing shards")
     with ExitStack() as stack:
         out = {
@@ -443,7 +469,8 @@ def _write(
         for name in SPLITS:
             out[name, "offsets"].add(np.zeros(1))
         for stories, here in numbered.chunks():
-            text, named = numbered.text[here], who[here].copy()
+            # The tokens of the stories; those of names are open.
+            text, named = numbered.text[here], character_of[here].copy()
             if config.replace == "evaluation":
                 named[(split[stories] == SPLITS.index("train"))[numbered.story(stories)]] = 0
             size = np.where(named > 0, 2, sizes[text])
@@ -453,21 +480,23 @@ def _write(
             places = np.where(name_of > 0, 0, np.repeat(starts[text], size) + within)
             tokens = np.where(name_of > 0, 0, table[places]).astype(np.uint16)
             slots = np.where(name_of > 0, 2 * name_of.astype(np.int64) - 1 + within, 0).astype(np.uint8)
+
+            # Parts of at most the configured length, each in the shard of its split.
             begin, end, story = parts(text, kind, at, config.length - 1)
             for number, name in enumerate(SPLITS):
                 chosen = split[stories][story] == number
                 shard = _shard(tokens, slots, begin[chosen], end[chosen], tokenizer.end, name != "train")
                 for field in ("tokens", "slots", "characters"):
                     out[name, field].add(getattr(shard, field))
-                out[name, "offsets"].add(total[name] + shard.offsets[1:])
-                total[name] += len(shard.tokens)
-                told[name] += len(shard.characters)
+                out[name, "offsets"].add(tokens_written[name] + shard.offsets[1:])
+                tokens_written[name] += len(shard.tokens)
+                stories_written[name] += len(shard.characters)
             progress(here.stop / len(numbered.text), f"{stories.stop} stories")
     for name, examples in (("test", config.test_examples), ("validation", config.validation_examples)):
-        if told[name] < examples:
+        if stories_written[name] < examples:
             raise BadInput(
-                f"task.{name}_examples: {examples} is not allowed: in parts of {config.length} tokens, {told[name]} "
-                f"of the {name} split name a character twice; more do with a greater length"
+                f"task.{name}_examples: {examples} is not allowed: in parts of {config.length} tokens, "
+                f"{stories_written[name]} of the {name} split name a character twice; more do with a greater length"
             )
 
 
@@ -477,7 +506,7 @@ def _shard(tokens: NDArray[np.uint16], slots: U8, begin: I64, end: I64, end_toke
     With `scored`, parts in which no name occurs twice are left out.
     """
     lengths = end - begin + 1
-    places = ragged(begin, lengths)  # a part's last place is taken by the end token, whatever is there
+    places = ragged(begin, lengths)  # the end token replaces a part's last token
     part = np.repeat(np.arange(len(lengths)), lengths)
     last = np.cumsum(lengths) - 1
     tokens, slots = tokens[places], slots[places]
