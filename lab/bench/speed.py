@@ -22,7 +22,8 @@ from lab.objectives.base import Batch, targets
 from lab.objectives.cross_entropy import cross_entropy
 from lab.objectives.flops import instantiate, training_flops_per_token
 from lab.tasks.base import Examples
-from lab.tasks.polynomials.task import Expression, Polynomials
+from lab.tasks.polynomials.expressions import Expression
+from lab.tasks.polynomials.task import Polynomials
 
 _X = sympy.Symbol("X")
 

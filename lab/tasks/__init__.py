@@ -1,4 +1,4 @@
-"""What is learned. A new task is a file beside this and its config's name in `TaskConfig`."""
+"""All tasks. A new task is a file in this folder, and its config's name in `TaskConfig`."""
 
 from typing import Annotated
 

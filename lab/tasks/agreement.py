@@ -1,21 +1,24 @@
-"""Agreement with what comes later: tokens whose form a later token fixes (arXiv 2404.19737, Appendix L.4).
+"""Agreement with later tokens: words whose form a later word determines (arXiv 2404.19737, Appendix L.4).
 
-The appendix's example is German: the verb, at the end of its clause, decides the case, the noun the gender, and article
-and adjectives, which come first, show both. A document is a list of clauses of one plan,
+The appendix's example is German. The verb, at the end of its clause, determines the case, and the noun the gender; the
+article and the adjectives, which come first, show both. A document is a list of clauses with the same slots:
 
-    den alten Hund gern sieht .    dem neuen Kind nie hilft .
+    slots      article  adjective  noun  adverb  verb   stop
+    tokens     den      alten      Hund  gern    sieht  .
+               dem      neuen      Kind  nie     hilft  .
+    scored              ^          ^             ^
 
-article, adjectives, noun, adverbs, verb, stop. Gender (of three) and case (of four) are uniform and independent, nouns
-uniform in their gender, verbs in their case, stems of adjectives and adverbs altogether. Forms coincide as they do in
-German ("der" is masculine nominative, or feminine dative or genitive; "dem" dative, masculine or neuter; "den" leaves
-no doubt), so what an article says of noun and verb to come differs from one to the next. (Nouns stay as they are, "des
-Hund", where German says "des Hundes": else they would show the case as well.)
+Gender (three values) and case (four) are uniform and independent. Nouns are uniform given the gender, verbs given the
+case; stems of adjectives, and adverbs, are uniform. Forms coincide as they do in German: "der" is masculine nominative,
+or feminine dative or genitive; "dem" is dative, masculine or neuter; "den" is unambiguous. So articles differ in the
+information that they give about noun and verb. Nouns are not inflected ("des Hund", where German has "des Hundes"),
+because their form would show the case too.
 
-Entropies. All that clauses' tokens say of each other, they say of gender and case, a pair out of twelve. What is known
-of it at any place is a set of pairs, each as likely, from which every entropy follows.
+Entropies. The tokens of a clause depend on each other only through the pair of gender and case, one of twelve. At any
+position a set of pairs is possible, all equally likely; every entropy follows from this set.
 """
 
-from collections.abc import Sequence
+import itertools
 from functools import cached_property
 from typing import Any, Literal
 
@@ -24,8 +27,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from lab.config import Config
-from lab.tasks.base import Examples, ScoreRow, Split, check_indices
+from lab.tasks.base import Examples, Split, Task, check_indices
 from lab.tasks.draws import below, draws32, stream
+from lab.tasks.scoring import Answers, Curve, Group, Metrics
 
 _ARTICLES = ("der", "die", "das", "den", "dem", "des")
 _DECLENSION = ("der die das", "den die das", "dem der dem", "des der des")
@@ -49,15 +53,15 @@ _VERBS = (
 _SLOTS = ("article", "adjective", "noun", "adverb", "verb", "stop")
 _ARTICLE, _ADJECTIVE, _NOUN, _ADVERB, _VERB, _STOP = range(6)
 
-# By pair, number 3 · case + gender: what it shows itself as.
+# Pair number 3 · case + gender: the form of each kind of word.
 _PAIRS = np.arange(12)
 _GENDER, _CASE = _PAIRS % 3, _PAIRS // 3
 _ARTICLE_OF = np.array([_ARTICLES.index(form) for row in _DECLENSION for form in row.split()])
 _ENDING_OF = np.array([_ENDINGS.index(form) for row in _WEAK for form in row.split()])
 _SHOWN = (_ARTICLE_OF, _ENDING_OF, _GENDER, None, _CASE, None)
-"""What a token in each slot shows of the pair; None: nothing."""
+"""The property of the pair that a token in each slot shows; None: none."""
 _CHOICES = np.array([1, len(_STEMS), len(_NOUNS[0]), len(_ADVERBS), len(_VERBS[0]), 1])
-"""In each slot, tokens that show the same of the pair; one of them is drawn."""
+"""The number of tokens in each slot that show the same property of the pair; one of them is drawn."""
 
 
 class Agreement(Config):
@@ -67,7 +71,7 @@ class Agreement(Config):
     adjectives: int = Field(default=1, ge=0, le=16)
     """Adjectives between article and noun."""
     adverbs: int = Field(default=1, ge=0, le=64)
-    """Adverbs between noun and verb, which tell nothing: the further the verb, the more tokens ahead is the cause."""
+    """Adverbs between noun and verb. They carry no information, and move the verb further away."""
     clauses: int = Field(default=8, ge=1, le=256)
     """Clauses of a document."""
     validation_examples: int = Field(default=200, ge=1, le=1_000_000)
@@ -76,42 +80,44 @@ class Agreement(Config):
     """Test documents."""
 
     def build(self) -> "AgreementTask":
-        """The task that this describes."""
+        """Return the task of this config."""
         return AgreementTask(self)
 
 
-class AgreementTask:
+class AgreementTask(Task):
     """Agreement as a task; see the module's documentation."""
 
-    metric = "agreement"
-    baselines: tuple[str, ...] = ("chance", "oracle")
-    slices: tuple[str, ...] = ("slot",)
-    main_slice = "slot"
-    token_types: tuple[str, ...] = _SLOTS
+    metrics = Metrics(
+        metric="agreement",
+        baselines=("chance", "oracle"),
+        groups=(Group("slot", values=("adjective", "noun", "verb")),),
+        curves=(Curve(("agreement",)), Curve(("agreement",), {"slot": "verb"}, name="agreement_verb")),
+        token_types=_SLOTS,
+    )
 
     def __init__(self, config: Agreement) -> None:
         self.config = config
-        nouns, verbs = ([word for group in groups for word in group] for groups in (_NOUNS, _VERBS))
+        nouns, verbs = itertools.chain(*_NOUNS), itertools.chain(*_VERBS)
         adjectives = [stem + ending for ending in _ENDINGS for stem in _STEMS]
-        words = (list(_ARTICLES), adjectives, nouns, list(_ADVERBS), verbs, ["."])
+        words = (list(_ARTICLES), adjectives, list(nouns), list(_ADVERBS), list(verbs), ["."])
         self.vocabulary = tuple(word for slot in words for word in slot)
         self._firsts = np.cumsum([0, *map(len, words)])
-        """The first token of each slot, and the number of all."""
+        """The first token of each slot, then the number of tokens."""
         self._plan = np.array(
             [_ARTICLE, *[_ADJECTIVE] * config.adjectives, _NOUN, *[_ADVERB] * config.adverbs, _VERB, _STOP]
         )
 
     def size(self, split: Split) -> int | None:
-        """The number of examples in a split."""
+        """Return the number of examples in a split."""
         sizes = {"train": None, "validation": self.config.validation_examples, "test": self.config.test_examples}
         return sizes[split]
 
     def max_length(self, split: Split) -> int:
-        """The tokens of every example."""
+        """Return the number of tokens of every example."""
         return self.config.clauses * len(self._plan)
 
     def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
-        """The documents of a split at `indices` [N]; see `Task.examples`.
+        """Return the documents of a split at `indices` [N]; see `Task.examples`.
 
         Raises:
             IndexError: an index is negative, or beyond the split's size.
@@ -135,27 +141,27 @@ class AgreementTask:
             loss_mask=np.ones(tokens.shape, np.bool_),
             score_mask=(slots == _ADJECTIVE) | (slots == _NOUN) | (slots == _VERB),
             slices={},
-            fingerprints=np.zeros((len(indices), 0), np.uint64),  # documents are too many to be met again
+            fingerprints=np.zeros((len(indices), 0), np.uint64),  # no document is likely to occur twice
             token_features={"pair": np.repeat(pair, len(self._plan), axis=1).astype(np.uint8)},
         )
 
     def token_type(self, examples: Examples) -> NDArray[np.uint8]:
-        """The slot of each token; see `Task.token_type`."""
+        """Return the slot of each token [N, L]; see `Task.token_type`."""
         return np.broadcast_to(np.tile(self._plan, self.config.clauses), examples.tokens.shape).astype(np.uint8)
 
     @cached_property
     def _known(self) -> NDArray[np.bool_]:
-        """[12, P + 1, 12] the pairs that are possible when a clause of the first one has been read up to a place."""
+        """[12, P + 1, 12] True for pairs that are possible after p tokens of a clause of the first pair."""
         known = np.ones((len(_PAIRS), len(self._plan) + 1, len(_PAIRS)), np.bool_)
         for place, slot in enumerate(self._plan.tolist()):
             shown = _SHOWN[slot]
-            told = True if shown is None else shown[:, None] == shown
-            known[:, place + 1] = known[:, place] & told
+            consistent = True if shown is None else shown[:, None] == shown
+            known[:, place + 1] = known[:, place] & consistent
         return known
 
     @cached_property
     def _floors(self) -> NDArray[np.float64]:
-        """[12, P + 1, 6] the entropy of the next token of each slot, given the same."""
+        """[12, P + 1, 6] the entropy in nats of the next token of each slot, given these possible pairs."""
         floors = np.broadcast_to(np.log(_CHOICES), (*self._known.shape[:2], len(_SLOTS))).copy()
         share = self._known / self._known.sum(axis=2, keepdims=True)
         for slot, shown in enumerate(_SHOWN):
@@ -165,7 +171,7 @@ class AgreementTask:
         return floors
 
     def entropies(self, examples: Examples, n: int) -> NDArray[np.float64]:
-        """H(x_{t+i} | x_1..x_t) in nats, in closed form; see `Known.entropies`."""
+        """Return H(x_{t+i} | x_1..x_t) in nats, in closed form; see `HasEntropies.entropies`."""
         length, clause = examples.tokens.shape[1], len(self._plan)
         pair, here = examples.token_features["pair"], np.arange(length)
         found = np.full((*examples.tokens.shape, n), np.nan)
@@ -175,12 +181,8 @@ class AgreementTask:
             found[:, : length - ahead, ahead - 1] = self._floors[pair[:, there], read, self._plan[there % clause]]
         return found
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as people read them, with spaces between."""
-        return " ".join(self.vocabulary[token] for token in tokens)
-
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
-        """Example `row`: `text`, `clauses` (the `gender` and `case` of each) and `tokens`."""
+        """Return example `row` as `text`, `clauses` (the `gender` and `case` of each) and `tokens`."""
         pairs = examples.token_features["pair"][row, :: len(self._plan)].astype(np.int64)
         genders, cases = ("masculine", "feminine", "neuter"), ("nominative", "accusative", "dative", "genitive")
         return {
@@ -192,11 +194,13 @@ class AgreementTask:
             "tokens": examples.tokens[row].tolist(),
         }
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
-        """How often an adjective, noun or verb is predicted that agrees with what stands before it in the clause.
+    def answers(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> Answers:
+        """Return a row for each adjective, noun and verb; see `Task.answers`.
 
-        Each row has the columns `slot` (or "all"), `count`, `agreement`, and what to compare it with: `chance` (any
-        word of the slot) and `oracle`.
+        - `slot`: "adjective", "noun" or "verb".
+        - `agreement`: True if the predicted word is of this slot and agrees with the words before it in the clause.
+        - `chance`: the probability that a random word of the slot agrees.
+        - `oracle`: 1.
         """
         rows, places = np.nonzero(examples.score_mask)
         clause = len(self._plan)
@@ -212,21 +216,9 @@ class AgreementTask:
             group = np.clip((answer[mine] - self._firsts[number]) // _CHOICES[number], 0, possible.shape[1] - 1)
             agrees[mine] = inside & possible[np.arange(len(group)), group]
             chance[mine] = possible.mean(axis=1)
-        parts = {"all": np.ones(len(rows), np.bool_)}
-        parts |= {_SLOTS[number]: slot == number for number in (_ADJECTIVE, _NOUN, _VERB)}
-        return [
-            {
-                "slot": name,
-                "count": int(here.sum()),
-                "agreement": float(agrees[here].mean()),
-                "chance": float(chance[here].mean()),
-                "oracle": 1.0,
-            }
-            for name, here in parts.items()
-            if here.any()
-        ]
-
-    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
-        """All slots together, and verbs, which are furthest from what they agree with."""
-        whole = {row["slot"]: row["agreement"] for row in rows}
-        return {"agreement": whole["all"], "agreement_verb": whole["verb"]}
+        return {
+            "slot": np.array(_SLOTS)[slot],
+            "agreement": agrees,
+            "chance": chance,
+            "oracle": np.ones(len(rows)),
+        }

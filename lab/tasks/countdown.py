@@ -1,28 +1,29 @@
 """Countdown: reach a number with given ones by arithmetic (Gandhi et al. 2024, arXiv 2404.03683, without the search).
 
-A row gives some numbers and a target, and spells equations that use every number once, results among them, until the
-target is left:
+A row gives some numbers and a target, then equations that use every number and every result once, until only the target
+is left. `pause` tokens (`_`) stand before the colon:
 
-    6 3 25 4 > 91 _ _ : 25 * 4 = 100 , 6 + 3 = 9 , 100 - 9 = 91 .
+    question                answer (scored)
+    6 3 25 4 > 91 _ _ :     25 * 4 = 100 , 6 + 3 = 9 , 100 - 9 = 91 .
 
-Each equation is easy by itself, but the first already has to know the last: models that do not look ahead write true
-equations and miss the target (NextLat, arXiv 2511.05963; arXiv 2604.11912). `pause` tokens stand before the colon.
+Each equation is easy by itself, but the first one has to be chosen with the last one in view. Models that do not plan
+ahead write true equations and miss the target (NextLat, arXiv 2511.05963; arXiv 2604.11912).
 
-Every number, given, in between, or target, is a token of its own, a whole number from 1 to `largest`. Rows are played:
-two of the numbers at hand, any two, are joined by an operation, any that stays in that range and is not a
-multiplication or division by 1; what is left at last is the target, drawn again below `LEAST_TARGET`.
+Every number (given, intermediate or target) is one token, an integer from 1 to `largest`. Rows are random games. Each
+step joins two of the numbers at hand by an operation; numbers and operation are drawn uniformly. The result has to be
+an integer in that range, and multiplication and division by 1 are excluded. The last result is the target; a game whose
+target is below `LEAST_TARGET` is drawn again.
 
-Any solution counts: an answer is valid if each of its equations is true and uses numbers at hand, and the last gives
-the target; it is judged as the model writes it by itself (`GeneratedAnswers`).
+Every solution is right: an answer is valid if each equation is true and uses numbers at hand, and the last one gives
+the target. The answer that the model generates is scored (`GeneratedAnswers`).
 
-Hold-out: a question is its numbers, in whatever order, and its target. Where there are at least `LARGE` sets of
-numbers, and at least four times the evaluation questions, a validation question that is also a test question, and a
-training question that is either, is drawn again. Fewer are shared by all splits, and scores are split into questions
-seen and unseen in training.
+Hold-out: a question is its numbers, in any order, and its target. Hold-out applies where there are at least `LARGE`
+sets of numbers, and at least four times as many as evaluation questions. Then a validation question that is also a test
+question, and a training question that is either, is drawn again. Smaller spaces are shared by all splits, and scores
+are split into questions seen and unseen in training.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -32,10 +33,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from lab.config import Config
-from lab.tasks.base import Examples, ScoreRow, Split, check_indices
+from lab.tasks.base import Examples, Split, Task, check_indices
 from lab.tasks.draws import below, draws32, mixed, stream
 from lab.tasks.holdout import LARGE, KeySet, Questions, redrawn
-from lab.tasks.scoring import mean_rows
+from lab.tasks.scoring import Answers, Curve, Group, Metrics
 
 LEAST_TARGET = 10
 """The smallest target, as in the paper."""
@@ -52,18 +53,18 @@ class Countdown(Config):
     numbers: int = Field(default=4, ge=2, le=8)
     """Given numbers; an answer has one equation less."""
     largest: int = Field(default=100, ge=20, le=1000)
-    """The largest number, given, in between, or target."""
+    """The largest number: given, intermediate or target."""
     pause: int = Field(default=0, ge=0, le=1000)
     """Pause tokens between the question and the colon."""
     loss: Literal["all", "answer"] = "answer"
-    """The tokens that training covers: all, or the equations alone."""
+    """The tokens that the loss covers: all, or the equations only."""
     validation_examples: int = Field(default=1000, ge=1, le=1_000_000)
     """Validation questions."""
     test_examples: int = Field(default=2000, ge=1, le=1_000_000)
     """Test questions."""
 
     def build(self) -> "CountdownTask":
-        """The task that this describes."""
+        """Return the task of this config."""
         return CountdownTask(self)
 
 
@@ -77,24 +78,28 @@ class _Games(Questions):
     """[N, numbers - 1, 4] left operand, operator (an index of `_OPERATORS`), right operand, result."""
 
 
-class CountdownTask:
+class CountdownTask(Task):
     """Countdown as a task; see the module's documentation."""
-
-    metric = "valid"
-    baselines: tuple[str, ...] = ("chance", "shortcut", "oracle")
-    slices: tuple[str, ...] = ("equation", "seen")
-    main_slice = "equation"
-    token_types: tuple[str, ...] = ("number", "sign", "target", "pause", "operand", "operator", "result", "end")
 
     def __init__(self, config: Countdown) -> None:
         self.config = config
         largest, equations = config.largest, config.numbers - 1
+        self.metrics = Metrics(
+            metric="valid",
+            baselines=("chance", "shortcut", "oracle"),
+            groups=(Group("equation", values=("all", *range(1, config.numbers)), margin=False),),
+            curves=(
+                Curve(("valid", "chance"), {"equation": "all"}),
+                Curve(("valid", "chance"), each="equation", name="{measure}_equation_{equation}"),
+            ),
+            token_types=("number", "sign", "target", "pause", "operand", "operator", "result", "end"),
+        )
         self.vocabulary = (*map(str, range(1, largest + 1)), *_OPERATORS, "=", ",", ".", ">", ":", "_")
-        """A number's token is one less."""
+        """The token of number i is i - 1."""
         self._first_operator = largest
         self._equals, self._comma, self.end, self._reach, self._colon, self._pause = range(largest + 4, largest + 10)
         self._answer = config.numbers + 3 + config.pause
-        """The first place of the answer."""
+        """The first position of the answer."""
         self.longest_answer = 6 * equations
         plan = [
             *["number"] * config.numbers, "sign", "target", *["pause"] * config.pause, "sign",
@@ -106,16 +111,16 @@ class CountdownTask:
         self._large = sets >= max(LARGE, 4 * (config.validation_examples + config.test_examples))
 
     def size(self, split: Split) -> int | None:
-        """The number of examples in a split; None for training, which is unlimited."""
+        """Return the number of examples in a split; None for training, which is unlimited."""
         sizes = {"train": None, "validation": self.config.validation_examples, "test": self.config.test_examples}
         return sizes[split]
 
     def max_length(self, split: Split) -> int:
-        """The tokens of every example."""
+        """Return the number of tokens of every example."""
         return len(self._plan)
 
     def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
-        """The examples of a split at `indices` [N]; see `Task.examples`.
+        """Return the examples of a split at `indices` [N]; see `Task.examples`.
 
         Raises:
             IndexError: an index is negative, or beyond the split's size.
@@ -131,7 +136,9 @@ class CountdownTask:
         tokens[:, self._answer - 1] = self._colon
         tokens[:, self._answer :] = self._written(games.equations)
         answer = np.broadcast_to(columns >= self._answer, tokens.shape)
-        remaining = np.where(columns >= self._answer, len(columns) - columns, 1)  # a wrong token spoils those after it
+        remaining = np.where(
+            columns >= self._answer, len(columns) - columns, 1
+        )  # a wrong token makes those after it wrong
         return Examples(
             tokens=tokens,
             lengths=np.full(count, len(columns)),
@@ -144,15 +151,11 @@ class CountdownTask:
         )
 
     def token_type(self, examples: Examples) -> NDArray[np.uint8]:
-        """The part that each token plays; see `Task.token_type`."""
+        """Return the role of each token [N, L]; see `Task.token_type`."""
         return np.broadcast_to(self._plan, examples.tokens.shape).copy()
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as people read them, with spaces between."""
-        return " ".join(self.vocabulary[token] for token in tokens)
-
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
-        """Example `row`: `numbers`, `target`, `equations`, `text` and `tokens`.
+        """Return example `row` as `numbers`, `target`, `equations`, `text` and `tokens`.
 
         Equations are `[left, operator, right, result]`.
         """
@@ -171,19 +174,21 @@ class CountdownTask:
         }
 
     def prompts(self, examples: Examples) -> NDArray[np.int64]:
-        """[N] tokens of each question, up to the colon; see `GeneratedAnswers.prompts`."""
+        """Return the length [N] of each question with its colon; see `GeneratedAnswers.prompts`."""
         return np.full(len(examples.tokens), self._answer)
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
-        """The share of valid answers and beginnings; `predicted` [N, A] are generated answers (`GeneratedAnswers`).
+    def answers(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> Answers:
+        """Return a row for each answer, and one for each of its beginnings; see `Task.answers`.
 
-        Each row has the columns `equation` ("all", or i), `seen`, `count`, `valid` (of "all", the answer is a solution;
-        of i, its first i equations are true and use numbers at hand), and what to compare it with:
+        `predicted` [N, A] are generated answers (`GeneratedAnswers`).
 
-        - `chance`: plays at random, as the rows' authors do, on these very questions.
-        - `shortcut`: the same, but with the last two numbers it reaches the target if any operation does.
-        - `oracle`: knows a solution.
+        - `equation`: "all" for the whole answer, i for its first i equations.
+        - `valid`: True if the equations are true and use numbers at hand, and the whole answer gives the target.
+        - `chance`: `valid` of a random game, played as the examples' games are, on the same question.
+        - `shortcut`: the same, but the last two numbers give the target if any operation does.
+        - `oracle`: `valid` of the example's own answer.
         """
+        # Answers to the same questions by the model and by each baseline.
         given = self.config.numbers
         numbers = examples.tokens[:, :given].astype(np.int64) + 1
         target = examples.tokens[:, given + 1].astype(np.int64) + 1
@@ -194,25 +199,20 @@ class CountdownTask:
             "shortcut": self._written(self._played(numbers, random, target)),
             "oracle": examples.tokens[:, self._answer :],
         }
-        judged = {name: self._judged(numbers, target, answer) for name, answer in answers.items()}
-        table: list[ScoreRow] = []
-        for equation in ("all", *range(1, given)):
-            column = given - 1 if equation == "all" else equation - 1
-            measures = {name: each[:, column] for name, each in judged.items()}
-            table += mean_rows({"equation": equation}, measures, {}, seen[:, 0])
-        return table
 
-    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
-        """Valid answers and beginnings, beside chance."""
-        found: dict[str, float] = {}
-        for row in rows:
-            if row["seen"] == "all":
-                of = "" if row["equation"] == "all" else f"_equation_{row['equation']}"
-                found |= {f"{name}{of}": row[name] for name in ("valid", "chance")}
-        return found
+        # One row for the whole answer, then one for each beginning.
+        count = len(numbers)
+        columns: Answers = {
+            "equation": np.repeat(np.array(["all", *range(1, given)], object), count),
+            "seen": np.tile(seen[:, 0], given),
+        }
+        for name, answer in answers.items():
+            valid = self._judged(numbers, target, answer)  # the whole answer last
+            columns[name] = np.roll(valid, 1, axis=1).T.reshape(-1)
+        return columns
 
     def _written(self, equations: NDArray[np.int64]) -> NDArray[np.uint16]:
-        """[N, A] the tokens of equations [N, numbers - 1, 4]."""
+        """Return the tokens [N, A] of equations [N, numbers - 1, 4]."""
         tokens = np.empty((*equations.shape[:2], 6), np.uint16)
         tokens[..., 0] = equations[..., 0] - 1
         tokens[..., 1] = equations[..., 1] + self._first_operator
@@ -226,12 +226,12 @@ class CountdownTask:
     def _played(
         self, numbers: NDArray[np.int64], random: NDArray[np.uint32], target: NDArray[np.int64] | None = None
     ) -> NDArray[np.int64]:
-        """[N, numbers - 1, 4] equations played at random on `numbers` [N, numbers].
+        """Return the equations [N, numbers - 1, 4] of random games.
 
         Args:
-            numbers: what is given.
-            random: [N, 3 * (numbers - 1)] what pairs and operations are drawn from.
-            target: [N] what the last equation gives where an operation does; None: the last is as random as any.
+            numbers: [N, numbers] the given numbers.
+            random: [N, 3 * (numbers - 1)] random numbers from which pairs and operations are drawn.
+            target: [N] the result of the last equation wherever an operation gives it; None: the last one is random.
         """
         hand, rows = numbers.copy(), np.arange(len(numbers))
         equations = np.empty((len(numbers), numbers.shape[1] - 1, 4), np.int64)
@@ -267,7 +267,7 @@ class CountdownTask:
     def _judged(
         self, numbers: NDArray[np.int64], target: NDArray[np.int64], answers: NDArray[np.uint16]
     ) -> NDArray[np.bool_]:
-        """[N, numbers] whether the first 1, 2, … equations of answers [N, A] are valid; last, whether all solve it."""
+        """Return [N, numbers] True if the first 1, 2, … equations of answers [N, A] are valid; last, if all are."""
         rows, largest = np.arange(len(numbers)), self.config.largest
         at_hand = np.zeros((len(numbers), len(self.vocabulary) + 1), np.int64)  # by number; signs are never at hand
         np.add.at(at_hand, (rows[:, None], numbers), 1)
@@ -300,7 +300,7 @@ class CountdownTask:
         return KeySet(np.concatenate([self._test_keys.keys, validation.keys]))
 
     def _games(self, split: Split, indices: NDArray[np.int64], seed: int) -> _Games:
-        """The questions at `indices` [N], held-out ones and those of small targets replaced."""
+        """Return the questions at `indices` [N], with replacements for held-out ones and for small targets."""
         check_indices(split, indices, self.size(split))
         names = ("countdown", split, seed) if split == "train" else ("countdown", split)
         held_out = None
@@ -320,13 +320,13 @@ class CountdownTask:
         )
 
     def _drawn(self, names: tuple[str | int, ...], indices: NDArray[np.int64]) -> _Games:
-        """The questions at `indices` [N] of the streams that begin with `names`."""
+        """Return the questions at `indices` [N] of the streams that begin with `names`."""
         given = self.config.numbers
         random = draws32(stream(*names), indices, given + 3 * (given - 1))
         numbers = 1 + below(self.config.largest, random[:, :given]).astype(np.int64)
         equations = self._played(numbers, random[:, given:])
 
-        # A sum over numbers has no order.
+        # A sum of hashes does not depend on the order of the numbers.
         keys = mixed(numbers.astype(np.uint64) * _ODD + _NUMBER).sum(axis=1, dtype=np.uint64)
         keys += mixed(equations[:, -1, 3].astype(np.uint64) * _ODD + _TARGET)
         return _Games(mixed(keys), numbers, equations)

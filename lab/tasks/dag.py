@@ -1,25 +1,25 @@
-"""Paths in a random directed acyclic graph that is learned by heart (ALPINE, arXiv 2405.09220; 2509.23186, Section 5).
+"""Paths in a random directed acyclic graph that is memorised (ALPINE, arXiv 2405.09220; 2509.23186, Section 5).
 
-One graph, drawn from a seed of its own, is behind every row. A row asks for a path between two nodes, and spells one:
+All rows are about one graph, drawn from a seed of its own. A row has a start and a goal, then a path between them:
 
-    17 63 : 17 20 41 63 .
+    start goal :    path (scored)
+    17    63   :    17 20 41 63 .
 
-The graph is never written: what leads where has to be learned from rows. Nodes are joined, from smaller to larger ones,
-each pair with probability `edge_probability`. Training has every edge as a row of its own ("17 20 : 17 20 ."), and
-`paths` rows for every edge's ends and for a share `train_pairs` of the other pairs of which one reaches the other; each
-is a walk from the start that goes on to any successor from which the goal is reached. They are a finite corpus,
-gone through in a new order every epoch. The other pairs are the validation and test questions.
+The graph is never an input: a model has to learn its edges from rows. Each pair of nodes is an edge with probability
+`edge_probability`, from the smaller to the larger node. Training is a finite corpus, in a new order every epoch. It has
+every edge as a row ("17 20 : 17 20 ."), and `paths` random paths for each training pair: the ends of every edge, and a
+share `train_pairs` of the other reachable pairs. A path is a random walk over nodes from which the goal can be reached.
+The remaining reachable pairs are the validation and test questions.
 
-Any path counts: an answer is valid when it begins at the start, follows edges, and ends at the goal, and is judged as
-the model writes it by itself (`GeneratedAnswers`).
+Every path is right: an answer is valid if it begins at the start, follows edges, and ends at the goal. The answer that
+the model generates is scored (`GeneratedAnswers`).
 
-Degree, by the paper: node u is *observed* for a goal if a training path to the goal passes through u, the path's first
-node not counted. A question has degree 0 if its start is observed for its goal; else one more than the least degree of
-its start's successors with the same goal, 3 at most. A learner that puts observed facts together, but infers no new
-ones, answers degrees 0 and 1.
+Degree, as in the paper: node u is *observed* for a goal if a training path to the goal passes through u, not counting
+the path's first node. A question has degree 0 if its start is observed for its goal. Otherwise its degree is one more
+than the least degree of its start's successors with the same goal, at most 3. A learner that combines observed facts,
+but infers no new ones, answers degrees 0 and 1.
 """
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -29,14 +29,14 @@ from pydantic import Field
 
 from lab.config import Config
 from lab.errors import BadInput
-from lab.tasks.base import Examples, ScoreRow, Split, check_indices
+from lab.tasks.base import Examples, Split, Task, check_indices
 from lab.tasks.draws import below, draws, draws32, epoch_indices, stream
-from lab.tasks.scoring import mean_rows
+from lab.tasks.scoring import Answers, Curve, Group, Metrics
 
 _DEGREES = 3
-"""The largest degree that is told apart."""
+"""The largest degree; larger ones count as this."""
 _ROWS = 4096
-"""Walks taken at once."""
+"""Walks computed at once."""
 
 
 class Dag(Config):
@@ -48,20 +48,20 @@ class Dag(Config):
     edge_probability: float = Field(default=0.1, gt=0, le=1)
     """Probability of the edge between any two nodes, from the smaller to the larger."""
     graph: int = Field(default=0, ge=0)
-    """Seed of the graph, of its training pairs and of their paths."""
+    """Seed of the graph, its training pairs and their paths."""
     train_pairs: float = Field(default=0.1, ge=0, lt=1)
-    """Share in training of the pairs that are joined by a path but by no edge; edges' ends are always in training."""
+    """Share of the pairs with a path but without an edge that are training pairs; the ends of edges always are."""
     paths: int = Field(default=20, ge=1, le=1000)
     """Training paths for each training pair."""
     loss: Literal["all", "answer"] = "all"
-    """The tokens that training covers: all, or the path and its end token alone."""
+    """The tokens that the loss covers: all, or the path and its end token only."""
     validation_examples: int = Field(default=500, ge=1, le=100_000)
-    """Validation questions, at most half of the pairs that are not trained on."""
+    """Validation questions, at most half of the pairs that are not training pairs."""
     test_examples: int = Field(default=2000, ge=1, le=100_000)
-    """Test questions, at most the pairs that are neither trained on nor validation questions."""
+    """Test questions, at most the pairs that are neither training pairs nor validation questions."""
 
     def build(self) -> "DagTask":
-        """The task that this describes.
+        """Return the task of this config.
 
         Raises:
             BadInput: the graph has too few pairs of nodes for both sets of questions.
@@ -69,14 +69,20 @@ class Dag(Config):
         return DagTask(self)
 
 
-class DagTask:
+class DagTask(Task):
     """Paths in a random directed acyclic graph as a task; see the module's documentation."""
 
-    metric = "valid"
-    baselines: tuple[str, ...] = ("walk", "observed", "oracle")
-    slices: tuple[str, ...] = ("degree",)
-    main_slice = "degree"
-    token_types: tuple[str, ...] = ("start", "goal", "sign", "first", "between", "last", "end")
+    metrics = Metrics(
+        metric="valid",
+        baselines=("walk", "observed", "oracle"),
+        groups=(Group("degree"),),
+        curves=(
+            Curve(("valid", "walk")),
+            Curve(("valid", "walk"), each="degree", name="{measure}_degree_{degree}"),
+            Curve(("follows", "arrives")),
+        ),
+        token_types=("start", "goal", "sign", "first", "between", "last", "end"),
+    )
 
     def __init__(self, config: Dag) -> None:
         self.config = config
@@ -84,7 +90,7 @@ class DagTask:
         self.vocabulary = (*map(str, range(nodes)), ":", ".")
         self._colon, self.end = nodes, nodes + 1
 
-        # The graph, what is reached from where (a node reaches itself), and the nodes of its longest path.
+        # The graph, the reachable pairs (a node reaches itself), and the number of nodes of the longest path.
         chances = draws32(stream("dag", "edges", config.graph), np.arange(nodes), nodes)
         self.adjacency = np.triu(chances < round(config.edge_probability * 2**32), k=1)
         self.reaches = np.eye(nodes, dtype=np.bool_)
@@ -96,37 +102,37 @@ class DagTask:
         self._longest = int(depth.max())
         self.longest_answer = self._longest + 1
 
-        # Which pairs are trained on, and which are asked.
+        # The training pairs, and the questions.
         pairs = np.argwhere(self.reaches & ~np.eye(nodes, dtype=np.bool_))
         joined = self.adjacency[pairs[:, 0], pairs[:, 1]]
         chances = draws32(stream("dag", "pairs", config.graph), pairs[:, 0] * nodes + pairs[:, 1], 1)[:, 0]
         trained = joined | (chances < round(config.train_pairs * 2**32))
-        self._edges, self._trained, asked = pairs[joined], pairs[trained], pairs[~trained]
-        order = draws(stream("dag", "questions", config.graph), asked[:, 0] * nodes + asked[:, 1], 1)[:, 0]
-        asked = asked[np.argsort(order, kind="stable")]
-        half = min(config.validation_examples, len(asked) // 2)
-        self._asked = {"validation": asked[:half], "test": asked[half:][: config.test_examples]}
+        self._edges, self._trained, questions = pairs[joined], pairs[trained], pairs[~trained]
+        order = draws(stream("dag", "questions", config.graph), questions[:, 0] * nodes + questions[:, 1], 1)[:, 0]
+        questions = questions[np.argsort(order, kind="stable")]
+        half = min(config.validation_examples, len(questions) // 2)
+        self._pairs = {"validation": questions[:half], "test": questions[half:][: config.test_examples]}
         if not half:
             raise BadInput(
                 f"task.nodes: {nodes} is not allowed: with edge_probability {config.edge_probability} and train_pairs "
-                f"{config.train_pairs} the graph leaves {len(asked)} pairs to ask for, at least 2 are needed"
+                f"{config.train_pairs} the graph leaves {len(questions)} pairs to ask for, at least 2 are needed"
             )
 
     def size(self, split: Split) -> int | None:
-        """The number of questions in a split; None for training, whose corpus repeats."""
-        return None if split == "train" else len(self._asked[split])
+        """Return the number of questions in a split; None for training, whose corpus repeats."""
+        return None if split == "train" else len(self._pairs[split])
 
     @property
     def corpus(self) -> int:
-        """Rows of the training corpus: edges, then `paths` for each training pair."""
+        """The number of rows of the training corpus: edges, then `paths` for each training pair."""
         return len(self._edges) + self.config.paths * len(self._trained)
 
     def max_length(self, split: Split) -> int:
-        """An upper bound on the tokens of one example."""
+        """Return an upper bound on the tokens of one example."""
         return 3 + self.longest_answer
 
     def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
-        """The examples of a split at `indices` [N]; see `Task.examples`.
+        """Return the examples of a split at `indices` [N]; see `Task.examples`.
 
         Raises:
             IndexError: an index is negative, or beyond the split's size.
@@ -135,24 +141,20 @@ class DagTask:
         if split == "train":
             starts, goals, paths = self._corpus(epoch_indices("dag", indices, self.corpus, seed))
         else:
-            starts, goals = self._asked[split][indices].T
+            starts, goals = self._pairs[split][indices].T
             random = draws32(stream("dag", "answers", self.config.graph, split), indices, self._longest)
             paths = self._walks(starts, goals, random, self.reaches)
         return self._rendered(starts, goals, paths)
 
     def token_type(self, examples: Examples) -> NDArray[np.uint8]:
-        """The part that each token plays: "first" repeats the start, "last" the goal. See `Task.token_type`."""
+        """Return the role of each token [N, L]: "first" repeats the start, "last" the goal. See `Task.token_type`."""
         columns, lengths = np.arange(examples.tokens.shape[1]), examples.lengths[:, None]
         kinds = np.select([columns < 4, columns < lengths - 2, columns == lengths - 2, columns == lengths - 1],
                           [columns, 4, 5, 6], 0)  # fmt: skip
         return np.broadcast_to(kinds, examples.tokens.shape).astype(np.uint8)
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as people read them, with spaces between."""
-        return " ".join(self.vocabulary[token] for token in tokens)
-
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
-        """Example `row`: `edges`, `start`, `goal`, `path`, `degree`, `text` and `tokens`.
+        """Return example `row` as `edges`, `start`, `goal`, `path`, `degree`, `text` and `tokens`.
 
         `edges` is the whole graph, as `[source, target]`, the same in every record.
         """
@@ -173,37 +175,32 @@ class DagTask:
         return edges
 
     def prompts(self, examples: Examples) -> NDArray[np.int64]:
-        """[N] tokens of each question: start, goal and colon; see `GeneratedAnswers.prompts`."""
+        """Return the length [N] of each question: start, goal and colon; see `GeneratedAnswers.prompts`."""
         return np.full(len(examples.tokens), 3)
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
-        """The share of valid answers by degree; `predicted` [N, A] are generated answers (`GeneratedAnswers`).
+    def answers(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> Answers:
+        """Return a row for each answer; `predicted` [N, A] are generated ones (`GeneratedAnswers`); see `Task.answers`.
 
-        Each row has the columns `degree` (0 to 3, or "all"), `seen` ("all": no question is trained on), `count`,
-        `valid`, its parts `follows` (every step is an edge) and `arrives` (from the start to the goal, by whatever
-        steps), and what to compare `valid` with, on these very questions:
-
-        - `walk`: knows the edges alone: goes on to any successor until it meets the goal.
-        - `observed`: knows the edges, and for every goal the nodes observed on the way to it: goes on to any such
-          successor, or where there is none to any; right on degrees 0 and 1.
-        - `oracle`: knows from where the goal is reached.
+        - `degree`: the question's degree, 0 to 3.
+        - `seen`: False, since training has no question of validation and test.
+        - `valid`: True if the answer is a path from the start to the goal.
+        - `follows`: True if every step is an edge; `arrives`: True if it begins at the start and ends at the goal.
+        - `walk`: `valid` of a random walk along edges until it reaches the goal.
+        - `observed`: `valid` of a walk that prefers nodes observed on the way to the goal; right on degrees 0 and 1.
+        - `oracle`: `valid` of a walk along nodes from which the goal is reached.
         """
         starts, goals = examples.tokens[:, :2].astype(np.int64).T
+        columns: Answers = {
+            "degree": examples.slices["degree"],
+            "seen": np.zeros(len(starts), np.bool_),
+            **self._judged(starts, goals, predicted),
+        }
         random = draws32(stream("dag", "guesses", self.config.graph), starts * self.config.nodes + goals, self._longest)
         learners = {"walk": np.ones_like(self.reaches), "observed": self.observed, "oracle": self.reaches}
-        measures = self._judged(starts, goals, predicted)
         for name, preferred in learners.items():
-            measures[name] = self._judged(starts, goals, self._walks(starts, goals, random, preferred))["valid"]
-        return mean_rows({}, measures, {"degree": examples.slices["degree"]}, np.zeros(len(starts), np.bool_))
-
-    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
-        """Valid answers beside the random walk's, of all questions and by degree."""
-        found: dict[str, float] = {}
-        for row in rows:
-            of = "" if row["degree"] == "all" else f"_degree_{row['degree']}"
-            found |= {f"{name}{of}": row[name] for name in ("valid", "walk")}
-        whole = next(row for row in rows if row["degree"] == "all")
-        return found | {name: whole[name] for name in ("follows", "arrives")}
+            walks = self._walks(starts, goals, random, preferred)
+            columns[name] = self._judged(starts, goals, walks)["valid"]
+        return columns
 
     @cached_property
     def observed(self) -> NDArray[np.bool_]:
@@ -217,7 +214,7 @@ class DagTask:
 
     @cached_property
     def degrees(self) -> NDArray[np.int64]:
-        """[start, goal] the degree of the question; `_DEGREES` also where the goal is not reached."""
+        """[start, goal] the degree of the question; `_DEGREES` also if the goal cannot be reached."""
         found = np.where(self.observed, 0, _DEGREES)
         for node in reversed(range(self.config.nodes)):
             after = found[self.adjacency[node]].min(axis=0, initial=_DEGREES)
@@ -225,7 +222,7 @@ class DagTask:
         return found
 
     def _corpus(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Start [N], goal [N] and path [N, A] (as by `_walks`) of `rows` [N] of the training corpus."""
+        """Return the start [N], goal [N] and path [N, A] (see `_walks`) of `rows` [N] of the training corpus."""
         number = (rows - len(self._edges)) // self.config.paths
         direct = number < 0
         pairs = np.where(direct[:, None], self._edges[np.where(direct, rows, 0)], self._trained[number])
@@ -242,14 +239,14 @@ class DagTask:
         random: NDArray[np.uint32],
         preferred: NDArray[np.bool_],
     ) -> NDArray[np.int64]:
-        """Random walks along edges until the goal or a dead end: [N, A] nodes, then end tokens.
+        """Return random walks [N, A] along edges until the goal or a dead end: nodes, then end tokens.
 
         Args:
             starts: [N].
             goals: [N].
-            random: [N, longest path] what steps are drawn from.
-            preferred: [node, goal] True for the successors that are gone on to, any of them; where a node has none,
-                any of its successors.
+            random: [N, longest path] random numbers from which steps are drawn.
+            preferred: [node, goal] True for nodes that a walk to the goal prefers. The next node is drawn from the
+                preferred successors, or from all of them if none is preferred.
         """
         walks = np.full((len(starts), self.longest_answer), self.end)
         walks[:, 0] = starts
@@ -268,14 +265,14 @@ class DagTask:
     def _judged(
         self, starts: NDArray[np.int64], goals: NDArray[np.int64], answers: NDArray[np.integer]
     ) -> dict[str, NDArray[np.bool_]]:
-        """Whether each answer [N, A] `follows` edges, `arrives`, and so is `valid`: [N] each."""
+        """Return for answers [N, A] three masks [N]: `follows` edges, `arrives` at the goal, and both: `valid`."""
         answers = answers.astype(np.int64)
         rows = np.arange(len(answers))
         ended = answers == self.end
-        length = np.where(ended.any(axis=1), ended.argmax(axis=1), answers.shape[1])  # of the path, its end token aside
+        length = np.where(ended.any(axis=1), ended.argmax(axis=1), answers.shape[1])  # without the end token
         proper = ended.any(axis=1) & (length > 0)
 
-        # Signs are no nodes: they are joined to nothing.
+        # Signs are not nodes: no edge leads to or from them.
         joined = np.zeros((len(self.vocabulary), len(self.vocabulary)), np.bool_)
         joined[: self.config.nodes, : self.config.nodes] = self.adjacency
         beyond = np.arange(1, answers.shape[1]) >= length[:, None]
@@ -284,7 +281,7 @@ class DagTask:
         return {"valid": follows & arrives, "follows": follows, "arrives": arrives}
 
     def _rendered(self, starts: NDArray[np.int64], goals: NDArray[np.int64], paths: NDArray[np.int64]) -> Examples:
-        """The questions as documents, with their answers."""
+        """Return the questions as documents, with their answers."""
         lengths = 3 + (paths != self.end).sum(axis=1) + 1
         width = int(lengths.max(initial=0))
         colon = np.full_like(starts, self._colon)
@@ -292,7 +289,7 @@ class DagTask:
         columns = np.arange(width)
         document = columns < lengths[:, None]
         answer = document & (columns >= 3)
-        remaining = np.minimum(lengths[:, None] - columns, 255)  # a wrong node spoils those after it
+        remaining = np.minimum(lengths[:, None] - columns, 255)  # a wrong node makes those after it wrong
         pair = starts * self.config.nodes + goals
         return Examples(
             tokens=np.where(document, tokens, 0).astype(np.uint16),

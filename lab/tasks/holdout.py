@@ -1,4 +1,4 @@
-"""Hold-out: questions that a split must not contain are found by hash and drawn again."""
+"""Hold-out: find the questions that a split must not contain by their hashes, and draw them again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -12,7 +12,7 @@ LARGE = 10_000
 
 
 class KeySet:
-    """A set of hashes that is quick to tell what it does not contain."""
+    """A set of hashes with a fast test for hashes that are not in it."""
 
     def __init__(self, keys: NDArray[np.uint64]) -> None:
         self.keys = np.sort(keys)
@@ -22,15 +22,16 @@ class KeySet:
         self._maybe[keys >> self._shift] = True
 
     def positions(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """The positions in `keys` [N] of those that are in the set."""
+        """Return the positions of those `keys` [N] that are in the set."""
         maybe = np.flatnonzero(self._maybe[keys >> self._shift])
-        asked = keys[maybe]
-        return maybe[self.keys.searchsorted(asked, "right") > self.keys.searchsorted(asked, "left")]
+        candidates = keys[maybe]
+        found = self.keys.searchsorted(candidates, "right") > self.keys.searchsorted(candidates, "left")
+        return maybe[found]
 
 
 @dataclass(frozen=True)
 class Questions:
-    """N questions. Subclasses add arrays, whose first axis is N, too."""
+    """N questions. Subclasses add arrays, whose first axis is also N."""
 
     keys: NDArray[np.uint64]
     """[N] a hash of each question."""
@@ -44,12 +45,12 @@ def redrawn(
     unwanted: Callable[[QuestionsT], NDArray[np.int64]],
     draw: Callable[[int, NDArray[np.int64]], QuestionsT],
 ) -> QuestionsT:
-    """Questions of which the unwanted are replaced, in place, by wanted ones.
+    """Return the questions after replacing the unwanted ones in place.
 
     Args:
         questions: N questions.
-        unwanted: returns the rows of some questions that are to be replaced.
-        draw: returns the questions at some rows drawn anew; its first argument counts the attempts from 1 on.
+        unwanted: returns the rows of questions that have to be replaced.
+        draw: returns new questions for some rows; its first argument is the number of the attempt, from 1 on.
     """
     rows, attempt = unwanted(questions), 0
     while len(rows):

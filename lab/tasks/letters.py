@@ -1,8 +1,8 @@
-"""Letters, and what real text has between and around them.
+"""Classes of letters, apostrophes and invisible characters, and one canonical form of text.
 
 Names are words with a capital, so the alphabets that count are those with capitals: Latin, Greek, Cyrillic, Armenian.
 Their letters are those of Unicode 3.2, which Python keeps beside its newest table, so that every version of Python cuts
-text alike.
+text in the same way.
 
 A character class below is the inside of a regular expression's brackets.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 
 def _ranges(characters: Iterable[str]) -> str:
-    """The class of some characters, given in order."""
+    """Return the character class of characters that are given in ascending order."""
     found: list[list[str]] = []
     for each in characters:
         if found and ord(found[-1][1]) == ord(each) - 1:
@@ -58,7 +58,7 @@ _AT_A_LETTER = re.compile(f"(?<=[{_LETTER}])[{_INVISIBLE}]+|[{_INVISIBLE}]+(?=[{
 
 
 def canonical_text(text: str) -> str:
-    """The one form in which a text is read, however its characters were written: the same words are the same letters.
+    """Return a text in its canonical form, in which the same words have the same characters.
 
     Letters are composed (NFC), ligatures and full-width ones are the letters that they stand for, and invisible
     characters at a letter are left out: soft hyphens, joiners, zero-width spaces, marks of direction, byte-order marks,

@@ -1,4 +1,14 @@
-"""Training on several recipes at once, scored on one of them (Appendix J of arXiv 2404.19737: books and stories)."""
+"""Training on several recipes at once, scored on one of them (Appendix J of arXiv 2404.19737: books and stories).
+
+A mixture of stories (scored) and sums, with equal weights, gives training examples in turns:
+
+    part       example
+    stories    Once upon a time there was a fox named Mi ra . Soon Mi ra went ...
+    sums       + 1 0 * 2 1 1 1 = 0 0 .
+    stories    One day a bear named Ta lo ...
+
+Validation and test examples are those of the scored part.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,24 +22,25 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from lab.config import Config
 from lab.errors import BadInput
-from lab.tasks.base import Examples, ScoreRow, Split, Task
+from lab.tasks.base import Examples, Split, Task
 from lab.tasks.polynomials.task import Polynomials
+from lab.tasks.scoring import Answers
 from lab.tasks.stories.task import Stories
 from lab.tasks.text.task import Text
 
 _MEASURED = 4096
-"""Examples of a part that its mean length is taken from."""
+"""Examples of a part whose mean length is measured."""
 _GRAIN = 2**24
-"""Shares of examples are multiples of 1 / this, so that counting is exact."""
+"""Shares of examples are multiples of 1 / `_GRAIN`, so that counting is exact."""
 
 
 class Part(Config):
     """One part of a mixture."""
 
     weight: float = Field(gt=0)
-    """Its share of the training tokens, relative to the other parts'."""
+    """The part's share of the training tokens, relative to the weights of the other parts."""
     task: Annotated[Polynomials | Stories | Text, Field(discriminator="name")]
-    """Its recipe; its name selects it."""
+    """The part's task; its name selects it."""
 
 
 class Mixture(Config):
@@ -37,20 +48,20 @@ class Mixture(Config):
 
     name: Literal["mixture"] = "mixture"
     parts: dict[str, Part] = Field(min_length=2)
-    """The parts, by names of your choice. A token that reads the same in two parts is the same token."""
+    """The parts, by names of your choice. Tokens with the same text in two parts are the same token."""
     scored: str
     """The part whose validation and test sets are the mixture's."""
 
     @field_validator("scored")
     @classmethod
     def _known(cls, scored: str, info: ValidationInfo) -> str:
-        parts = info.data.get("parts", {scored: None})  # parts that are wrong themselves are told of first
+        parts = info.data.get("parts", {scored: None})  # errors in the parts themselves are reported first
         if scored not in parts:
             raise ValueError(f"should be one of {', '.join(parts)}")
         return scored
 
     def build(self) -> "MixtureTask":
-        """The task that this describes.
+        """Return the task of this config.
 
         Raises:
             BadInput: a part cannot be built.
@@ -64,27 +75,25 @@ class Mixture(Config):
 
 @contextmanager
 def _part_named(name: str) -> Iterator[None]:
-    """Inside, errors of a part's task name the part's field."""
+    """Make errors of a part's task, raised inside the context, name the part's field."""
     try:
         yield
     except BadInput as error:
         raise BadInput(re.sub("^task", f"task.parts.{name}.task", str(error))) from None
 
 
-class MixtureTask:
-    """A mixture as a task. Parts take turns as evenly as their shares allow, each going through its own stream."""
+class MixtureTask(Task):
+    """A mixture as a task. Parts alternate as evenly as their shares allow; each has its own sequence of examples."""
 
     def __init__(self, tasks: Mapping[str, Task], weights: Mapping[str, float], scored: str) -> None:
         self._names = sorted(tasks, key=lambda name: (name != scored, name))  # the scored part keeps its token ids
         self._tasks, self._weights = [tasks[name] for name in self._names], [weights[name] for name in self._names]
         self._scored = tasks[scored]
-        self.metric, self.baselines = self._scored.metric, self._scored.baselines
-        self.slices, self.main_slice = self._scored.slices, self._scored.main_slice
-        self.token_types = self._scored.token_types
+        self.metrics = self._scored.metrics
 
     @cached_property
-    def vocabulary(self) -> tuple[str, ...]:
-        """The text of each token id: the scored part's, then what other parts have besides.
+    def vocabulary(self) -> tuple[str, ...]:  # type: ignore[override]  # known when it is first needed
+        """The text of each token id: those of the scored part, then further ones of the other parts.
 
         Raises:
             BadInput: a part's files cannot be read.
@@ -99,11 +108,11 @@ class MixtureTask:
     def _ids(self) -> list[NDArray[np.uint16]]:
         """For each part, the mixture's id of each of its tokens."""
         ids = {text: token for token, text in enumerate(self.vocabulary)}
-        return [np.array([ids[text] for text in task.vocabulary], np.uint16) for task in self._tasks]
+        return [np.array(list(map(ids.__getitem__, task.vocabulary)), np.uint16) for task in self._tasks]
 
     @cached_property
     def _shares(self) -> list[int]:
-        """Of the examples that are no earlier part's, each part's share, in grains; the last part has what is left."""
+        """Each part's share, in grains, of the examples that belong to no earlier part; the last part has the rest."""
         lengths: list[float] = []
         for name, task in zip(self._names, self._tasks, strict=True):
             with _part_named(name):  # files are read here, or for the vocabulary
@@ -112,19 +121,20 @@ class MixtureTask:
         return [round(rates[k] / sum(rates[k:]) * _GRAIN) for k in range(len(rates) - 1)]
 
     def size(self, split: Split) -> int | None:
-        """The number of examples; the scored part's, when not of training."""
+        """Return the number of examples: None for training, else that of the scored part."""
         return None if split == "train" else self._scored.size(split)
 
     def max_length(self, split: Split) -> int:
-        """An upper bound on the tokens of one example of a split."""
+        """Return an upper bound on the tokens of one example of a split."""
         return max(task.max_length(split) for task in (self._tasks if split == "train" else [self._scored]))
 
     def turns(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Whose turn it is: the part [N] of each training example at `indices` [N], and its index [N] in that part."""
+        """Return the part [N] of each training example at `indices` [N], and its index [N] in that part."""
         part, place = np.full(len(indices), len(self._tasks) - 1), indices.copy()
         waiting = np.arange(len(indices))
         for k, share in enumerate(self._shares):
-            before, after = ((place[waiting] + more) * share // _GRAIN for more in (0, 1))
+            before = place[waiting] * share // _GRAIN
+            after = (place[waiting] + 1) * share // _GRAIN
             taken = after > before
             part[waiting[taken]] = k
             place[waiting] = np.where(taken, before, place[waiting] - before)
@@ -132,13 +142,13 @@ class MixtureTask:
         return part, place
 
     def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
-        """The examples of a split at `indices` [N]; see `Task.examples`. Training examples have the slice `part`."""
+        """Return the examples at `indices` [N]; see `Task.examples`. Training examples have the slice `part`."""
         if split != "train":
             return self._scored.examples(split, indices, seed)
         part, place = self.turns(indices)
-        told = {int(k): self._tasks[k].examples(split, place[part == k], seed) for k in np.unique(part)}
-        width = max((each.tokens.shape[1] for each in told.values()), default=0)
-        keys = max((each.fingerprints.shape[1] for each in told.values()), default=0)
+        of_part = {int(k): self._tasks[k].examples(split, place[part == k], seed) for k in np.unique(part)}
+        width = max((each.tokens.shape[1] for each in of_part.values()), default=0)
+        keys = max((each.fingerprints.shape[1] for each in of_part.values()), default=0)
         shape = (len(indices), width)
         whole = Examples(
             tokens=np.zeros(shape, np.uint16),
@@ -148,9 +158,9 @@ class MixtureTask:
             slices={"part": np.array(self._names)[part]},
             fingerprints=np.zeros((len(indices), keys), np.uint64),
             token_features={"kind": np.zeros(shape, np.uint8)},
-            horizons=np.ones(shape, np.uint8) if any(each.horizons is not None for each in told.values()) else None,
+            horizons=np.ones(shape, np.uint8) if any(each.horizons is not None for each in of_part.values()) else None,
         )
-        for k, each in told.items():
+        for k, each in of_part.items():
             mine = np.flatnonzero(part == k)
             inside = np.arange(each.tokens.shape[1]) < each.lengths[:, None]
             whole.tokens[mine, : each.tokens.shape[1]] = self._ids[k][each.tokens] * inside
@@ -165,29 +175,26 @@ class MixtureTask:
         return whole
 
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
-        """Example `row`: of evaluation as the scored part has it; of training its `part`, `text` and `tokens`."""
+        """Return example `row`: in evaluation the scored part's record; in training its `part`, `text` and `tokens`."""
         if "part" not in examples.slices:
             return self._scored.record(examples, row)
         tokens = examples.tokens[row, : examples.lengths[row]].tolist()
         part = str(examples.slices["part"][row])
-        own = {int(whole): token for token, whole in enumerate(self._ids[self._names.index(part)])}
-        text = self._tasks[self._names.index(part)].text([own[token] for token in tokens])
+        number = self._names.index(part)
+        own = {int(whole): token for token, whole in enumerate(self._ids[number])}
+        text = self._tasks[number].text([own[token] for token in tokens])
         return {"part": part, "text": text, "tokens": tokens}
 
     def token_type(self, examples: Examples) -> NDArray[np.uint8]:
-        """Types of the scored part's tokens; see `Task.token_type`. Tokens of other parts in training have type 0."""
+        """Return the types [N, L] of the scored part's tokens; those of other parts in training have type 0."""
         return examples.token_features["kind"] if "part" in examples.slices else self._scored.token_type(examples)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as people read them; with spaces between where some are another part's than the scored one's."""
+        """Return tokens as the scored part's text; with spaces between them if some belong to other parts only."""
         if max(tokens, default=0) >= len(self._scored.vocabulary):
             return " ".join(self.vocabulary[token] for token in tokens)
         return self._scored.text(tokens)
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
-        """The scored part's table."""
-        return self._scored.score(examples, predicted, seen)
-
-    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
-        """The scored part's summary."""
-        return self._scored.summary(rows)
+    def answers(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> Answers:
+        """Return the scored part's answers."""
+        return self._scored.answers(examples, predicted, seen)

@@ -1,7 +1,7 @@
-"""What is computed once and read by many: folders of arrays under `$XDG_CACHE_HOME/mtp-lab` or `~/.cache/mtp-lab`.
+"""A cache of folders with arrays, under `$XDG_CACHE_HOME/mtp-lab` or `~/.cache/mtp-lab`.
 
-A folder is named by the hash of a key that says everything that shapes its content. It is whole or not there: built
-beside its place under an exclusive lock, then renamed. The folder can be deleted at any time.
+A folder is named by the hash of a key that contains everything its content depends on. It is either complete or absent:
+a new folder is built under an exclusive lock, then renamed. Folders can be deleted at any time.
 """
 
 import fcntl
@@ -23,10 +23,10 @@ _CONTENT = "content.json"
 
 
 def root() -> Path:
-    """The folder that holds them.
+    """Return the folder of the cache.
 
     Raises:
-        MachineFault: nobody says.
+        MachineFault: neither XDG_CACHE_HOME nor a home folder is known.
     """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtp-lab"
@@ -35,11 +35,11 @@ def root() -> Path:
 
 
 def folder(key: str, build: Callable[[Path], None]) -> Path:
-    """The folder of `key`, built if it is not there or misses something.
+    """Return the folder of `key`, after building it if it is absent or incomplete.
 
     Args:
-        key: says everything that shapes the content.
-        build: fills an empty folder. Other processes that want the same wait; if this one is killed, one goes on.
+        key: contains everything that the content depends on.
+        build: fills an empty folder. Other processes that need it wait; if this one is killed, one of them builds it.
 
     Raises:
         MachineFault: the cache cannot be read or written.
@@ -78,10 +78,10 @@ def _is_whole(place: Path) -> bool:
 
 
 def mapped(file: Path) -> NDArray[Any]:
-    """An array of a folder, read from disk where it is looked at.
+    """Return an array of a folder, memory-mapped.
 
     Raises:
-        MachineFault: it vanished or is damaged.
+        MachineFault: the file vanished or is damaged.
     """
     try:
         return np.asarray(np.load(file, mmap_mode="r"))
@@ -90,7 +90,7 @@ def mapped(file: Path) -> NDArray[Any]:
 
 
 class Appending:
-    """A one-dimensional .npy file that is written part by part; use as a context."""
+    """A one-dimensional .npy file that is written in parts; a context manager."""
 
     def __init__(self, path: Path, dtype: DTypeLike) -> None:
         self._dtype, self._count = np.dtype(dtype), 0
@@ -98,14 +98,14 @@ class Appending:
         self._header()
 
     def _header(self) -> None:
-        # The format leaves room in the header for a first axis that grows, so it can be written over.
+        # The header has room for a longer first axis, so it can be overwritten at the end.
         kind = np.lib.format.dtype_to_descr(self._dtype)
         np.lib.format.write_array_header_1_0(
             self._file, {"descr": kind, "fortran_order": False, "shape": (self._count,)}
         )
 
     def add(self, part: NDArray[Any]) -> None:
-        """Append a part [N]."""
+        """Write a part [N] at the end."""
         self._count += len(part)
         self._file.write(np.ascontiguousarray(part, self._dtype).data)
 

@@ -1,32 +1,34 @@
-"""Path-star graphs: a path whose first step only its goal decides (Bachmann and Nagarajan 2024, arXiv 2403.06963).
+"""Path-star graphs: only the goal determines the first step of a path (Bachmann and Nagarajan 2024, arXiv 2403.06963).
 
 `arms` arms of `length` nodes leave the start. A row lists the graph's edges in random order, then `/`, the start, the
-goal (the end of one arm), `=`, and the path, without the node that it begins at:
+goal (the end of one arm), `=`, and the path without its first node:
 
-    6 1 3 6 8 4 3 8 / 3 4 = 8 4
+    edges               start goal    path (scored)
+    6 1 3 6 8 4 3 8  /  3     4    =  8 4
 
-Here 3 leads to 6 and on to 1, and to 8 and on to 4. Labels are drawn anew for each graph, so nothing but the row says
-which nodes are joined. Places of the answer are counted from 1:
+Here 3 leads to 6 and on to 1, and to 8 and on to 4. Labels are drawn anew for each graph, so the edges of a graph are
+known only from its row. Places of the path are counted from 1:
 
-- Place 1 is the deciding step. Seen from the start each arm is as good; the right one takes a look back from the goal.
-- Every later node is the successor of the one before it, a look-up. Next-token training has the true node before it in
-  its input, and so learns the look-up without ever deciding (the paper's Clever Hans cheat).
+- Place 1 is the deciding step. All arms look alike from the start; to find the right one, a model traces the path back
+  from the goal.
+- Every later node is the successor of the node before it, a look-up. Next-token training has the true previous node in
+  its input. So it learns the look-up, and need not learn to decide (the Clever Hans cheat of the paper).
 
-`masked` hides nodes of the path from training's inputs, so that the cheat pays less. `backwards` is the share of rows
-with `<` for `=`, whose path is written from the node before the goal to the start: every node is then looked up, as the
-predecessor of the one before it, or at place 1 of the goal.
+`masked` hides nodes of the path in the training inputs, which makes the cheat less useful. `backwards` is the share of
+rows with `<` instead of `=`. Their path is written from the node before the goal to the start. Then every node is a
+look-up: the predecessor of the node before it, or at place 1 of the goal.
 
-A row has 2 * arms * length + 4 + length tokens, 14 with two arms of two nodes, and no end token: all are as long.
+A row has 2 * arms * length + 4 + length tokens, for instance 14 with two arms of two nodes. All rows have the same
+length, so there is no end token.
 
-Hold-out: a question is a graph and its goal, in whatever order the edges stand and the path is written. With labels to
-choose from there are labels! / (labels - nodes)! / (arms - 1)! of them. Where that is at least `LARGE`, and at least
-four times the evaluation questions, a validation question that is also a test question, and a training question that
-is either, is drawn again. Smaller spaces are shared by all splits, and scores are split into questions seen and unseen
-in training.
+Hold-out: a question is a graph and its goal, for any order of the edges and either direction of the path. There are
+labels! / (labels - nodes)! / (arms - 1)! questions. Hold-out applies where they are at least `LARGE`, and at least four
+times as many as evaluation questions. Then a validation question that is also a test question, and a training question
+that is either, is drawn again. Smaller spaces are shared by all splits, and scores are split into questions seen and
+unseen in training.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -36,10 +38,10 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lab.config import Config, Neutral
-from lab.tasks.base import Examples, Landmark, ScoreRow, Split, check_indices
+from lab.tasks.base import Examples, Landmark, Split, Task, check_indices
 from lab.tasks.draws import below, draws32, mixed, stream
 from lab.tasks.holdout import LARGE, KeySet, Questions, redrawn
-from lab.tasks.scoring import mean_rows
+from lab.tasks.scoring import Answers, Curve, Group, Metrics
 
 _PAIR, _GOAL = (stream("star", "hash", part) for part in ("pair", "goal"))
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -52,17 +54,17 @@ class Star(Config):
     arms: int = Field(default=2, ge=2, le=64)
     """Arms that leave the start."""
     length: int = Field(default=2, ge=2, le=64)
-    """Nodes of an arm, the start not counted; the last is the goal."""
+    """Nodes of an arm, not counting the start; the last one is its end."""
     labels: int = Field(default=20, ge=5, le=5000)
     """Labels that a graph's nodes are drawn from, without repeats; at least 1 + arms * length."""
     backwards: float = Field(default=0.0, ge=0, le=1)
     """Share of the rows whose path is written backwards, from the node before the goal to the start."""
     masked: Annotated[float, Neutral(0.0), Field(ge=0, lt=1)] = 0.0
-    """Share of the path's nodes that training reads as `_` (they remain targets): from 0, next-token training, towards
-    teacherless training, where no true node helps with the next (Frydenlund 2024, arXiv 2410.13779). Evaluation masks
-    nothing."""
+    """Share of the path's nodes that are `_` in the training inputs (they remain targets). 0 is next-token training;
+    close to 1 is teacherless training, where no true node helps with the next one (Frydenlund 2024, arXiv 2410.13779).
+    Evaluation masks nothing."""
     loss: Literal["all", "answer"] = "answer"
-    """The tokens that training covers: all, or the path alone."""
+    """The tokens that the loss covers: all, or the path only."""
     validation_examples: int = Field(default=1000, ge=1, le=1_000_000)
     """Validation graphs."""
     test_examples: int = Field(default=2000, ge=1, le=1_000_000)
@@ -78,7 +80,7 @@ class Star(Config):
         return self
 
     def build(self) -> "StarTask":
-        """The task that this describes."""
+        """Return the task of this config."""
         return StarTask(self)
 
 
@@ -89,32 +91,36 @@ class _Graphs(Questions):
     labels: NDArray[np.int64]
     """[N, nodes]"""
     order: NDArray[np.int64]
-    """[N, E] the edge that is written at each place; edge e leads to node e + 1."""
+    """[N, E] the edge at each position of the list; edge e leads to node e + 1."""
     arm: NDArray[np.int64]
     """[N] the arm whose end is the goal."""
     backwards: NDArray[np.bool_]
     """[N]"""
 
 
-class StarTask:
+class StarTask(Task):
     """Paths in path-star graphs as a task; see the module's documentation."""
-
-    metric = "accuracy"
-    baselines: tuple[str, ...] = ("chance", "shortcut", "oracle")
-    slices: tuple[str, ...] = ("place", "direction", "seen")
-    main_slice = "place"
-    token_types: tuple[str, ...] = ("edges", "sign", "start", "goal", "choice", "between", "last")
 
     def __init__(self, config: Star) -> None:
         self.config = config
         arms, length, labels = config.arms, config.length, config.labels
+        self.metrics = Metrics(
+            metric="accuracy",
+            baselines=("chance", "shortcut", "oracle"),
+            groups=(Group("place", values=("all", *range(1, length + 1)), margin=False), Group("direction")),
+            curves=(
+                Curve(("accuracy", "chance"), {"place": "all"}),
+                Curve(("accuracy", "chance"), each="place", name="{measure}_place_{place}"),
+            ),
+            token_types=("edges", "sign", "start", "goal", "choice", "between", "last"),
+        )
         self.vocabulary = (*map(str, range(labels)), "/", "=", "<", "_")
         self._slash, self._forwards, self._backwards, self._mask = range(labels, labels + 4)
         self._nodes, self._edges = 1 + arms * length, arms * length
         edge = np.arange(self._edges)
         self._sources, self._targets = np.where(edge % length == 0, 0, edge), edge + 1
         self._answer = 2 * self._edges + 4
-        """The first place of the path."""
+        """The first position of the path."""
         plan = [
             *["edges"] * (2 * self._edges), "sign", "start", "goal", "sign",
             "choice", *["between"] * (length - 2), "last",
@@ -124,16 +130,16 @@ class StarTask:
         self._large = questions >= max(LARGE, 4 * (config.validation_examples + config.test_examples))
 
     def size(self, split: Split) -> int | None:
-        """The number of examples in a split; None for training, which is unlimited."""
+        """Return the number of examples in a split; None for training, which is unlimited."""
         sizes = {"train": None, "validation": self.config.validation_examples, "test": self.config.test_examples}
         return sizes[split]
 
     def max_length(self, split: Split) -> int:
-        """The tokens of every example."""
+        """Return the number of tokens of every example."""
         return len(self._plan)
 
     def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
-        """The examples of a split at `indices` [N]; see `Task.examples`.
+        """Return the examples of a split at `indices` [N]; see `Task.examples`.
 
         Raises:
             IndexError: an index is negative, or beyond the split's size.
@@ -143,7 +149,7 @@ class StarTask:
         edges = np.stack([graphs.labels[:, self._sources], graphs.labels[:, self._targets]], axis=2)
         edges = np.take_along_axis(edges, graphs.order[:, :, None], axis=1).reshape(count, 2 * self._edges)
 
-        # The start, the nodes of the arm, and the path as it is written: without the one end that it begins at.
+        # The start and the nodes of the arm, then the path in written order, without its first node.
         nodes = 1 + graphs.arm[:, None] * length + np.arange(-1, length)
         nodes[:, 0] = 0
         whole = np.take_along_axis(graphs.labels, nodes, axis=1)
@@ -154,7 +160,7 @@ class StarTask:
 
         columns = np.arange(len(self._plan))
         answer = np.broadcast_to(columns >= self._answer, tokens.shape)
-        remaining = np.where(columns >= self._answer, len(columns) - columns, 1)  # a wrong node spoils those after it
+        remaining = np.where(columns >= self._answer, len(columns) - columns, 1)  # a wrong node spoils all after it
         inputs = None
         if split == "train" and self.config.masked:
             random = draws32(stream("star", "masks", seed), indices, length)
@@ -173,17 +179,17 @@ class StarTask:
         )
 
     def token_type(self, examples: Examples) -> NDArray[np.uint8]:
-        """The part that each token plays; "choice" is place 1 of the answer. See `Task.token_type`."""
+        """Return the role of each token [N, L]; "choice" is place 1 of the path. See `Task.token_type`."""
         return np.broadcast_to(self._plan, examples.tokens.shape).copy()
 
     def deciding(self, examples: Examples) -> NDArray[np.bool_]:
-        """[N, L] the sign, which predicts place 1 of the path."""
+        """Return the mask [N, L] of the sign, which predicts place 1 of the path."""
         return self._at(examples, self._answer - 1)
 
     def landmarks(self, examples: Examples) -> dict[str, Landmark]:
-        """The goal in the question and among the edges, and its predecessor there, from the sign and from the goal.
+        """Return the steps from the sign to the goal, to its edge, and to the predecessor there; see `Landmarks`.
 
-        A second head has to find the goal from the sign; the next token needs the predecessor. See `Landmarks`.
+        A second head has to find the goal from the sign. The next-token head needs the goal's predecessor.
         """
         sign, goal = (self._at(examples, self._answer - back) for back in (1, 2))
         inside = np.arange(examples.tokens.shape[1]) < 2 * self._edges
@@ -200,18 +206,14 @@ class StarTask:
         }
 
     def _at(self, examples: Examples, place: int) -> NDArray[np.bool_]:
-        """[N, L] one place of every row."""
+        """Return the mask [N, L] of one position in every row."""
         return np.broadcast_to(np.arange(examples.tokens.shape[1]) == place, examples.tokens.shape).copy()
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as people read them, with spaces between."""
-        return " ".join(self.vocabulary[token] for token in tokens)
-
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
-        """Example `row`: `edges`, `start`, `goal`, `path`, `backwards`, `text` and `tokens`.
+        """Return example `row` as `edges`, `start`, `goal`, `path`, `backwards`, `text` and `tokens`.
 
-        Edges are `[source, target]` in the order in which they are written. The path has both ends and leads from the
-        start to the goal, also where it is written `backwards`.
+        Edges are `[source, target]`, in the order of the row. The path includes both ends. It leads from the start to
+        the goal, also if it is written `backwards`.
         """
         tokens = examples.tokens[row].tolist()
         start, goal, sign = tokens[self._answer - 3 : self._answer]
@@ -226,61 +228,57 @@ class StarTask:
             "tokens": tokens,
         }
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
-        """Accuracy on whole paths and on each place of them, by direction and, where some were, by seen in training.
+    def answers(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> Answers:
+        """Return a row for each whole path, and one for each of its nodes; see `Task.answers`.
 
-        Each row has the columns `place` ("all": every node of the path right; else the place, of which 1 is the
-        deciding step), `direction` ("forwards", "backwards" or "all"), `seen`, `count`, `accuracy` (teacher-forced,
-        which for whole paths is the same as greedy decoding), and what to compare it with:
-
-        - `chance`: any arm, of whole paths and at place 1; any node of the graph elsewhere.
-        - `shortcut`: what takes any arm at place 1 and looks up the nodes after it, on these very examples.
-        - `oracle`: what knows the path.
+        - `place`: "all" for the whole path, else the node's place in it, from 1 (the deciding step) on.
+        - `direction`: "forwards" or "backwards".
+        - `accuracy`: True if the node, or every node, is right. Predictions are teacher-forced, which for whole paths
+          gives the same result as greedy decoding.
+        - `chance`: the probability of the right arm for whole paths and place 1, of the right node elsewhere.
+        - `shortcut`: `accuracy` of taking a random arm at place 1 and looking up the nodes after it.
+        - `oracle`: 1.
         """
+        # The path of each baseline.
         truth = examples.tokens[:, self._answer :]
         options = self._options(examples)
         taken = below(self.config.arms, (mixed(examples.fingerprints[:, 0].copy()) >> np.uint64(32)).astype(np.uint32))
         shortcut = truth.copy()
         shortcut[:, 0] = np.take_along_axis(options, taken.astype(np.int64)[:, None], axis=1)[:, 0]
         answers = {"accuracy": predicted[:, self._answer :], "shortcut": shortcut, "oracle": truth}
-        right = {name: answer == truth for name, answer in answers.items()}
 
-        slices, familiar = {"direction": examples.slices["direction"]}, seen[:, 0]
-        whole = {name: each.all(axis=1) for name, each in right.items()}
-        chance = np.full(len(truth), 1 / self.config.arms)
-        table = mean_rows({"place": "all"}, {**whole, "chance": chance}, slices, familiar)
-        for place in range(1, self.config.length + 1):
-            measures = {name: each[:, place - 1] for name, each in right.items()}
-            measures["chance"] = chance if place == 1 else np.full(len(truth), 1 / self._nodes)
-            table += mean_rows({"place": place}, measures, slices, familiar)
-        return table
-
-    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
-        """Accuracy beside chance, of whole paths and at each place."""
-        found: dict[str, float] = {}
-        for row in rows:
-            if row["direction"] == row["seen"] == "all":
-                of = "" if row["place"] == "all" else f"_place_{row['place']}"
-                found |= {f"accuracy{of}": row["accuracy"], f"chance{of}": row["chance"]}
-        return found
+        # One row for the whole path, then one for each place.
+        count, places = len(truth), 1 + self.config.length
+        columns: Answers = {
+            "place": np.repeat(np.array(["all", *range(1, places)], object), count),
+            "direction": np.tile(examples.slices["direction"], places),
+            "seen": np.tile(seen[:, 0], places),
+        }
+        for name, answer in answers.items():
+            right = answer == truth
+            columns[name] = np.concatenate([right.all(axis=1), *right.T])
+        chance = np.full(places, 1 / self._nodes)
+        chance[:2] = 1 / self.config.arms
+        columns["chance"] = np.repeat(chance, count)
+        return columns
 
     def _options(self, examples: Examples) -> NDArray[np.int64]:
-        """[N, arms] the nodes that stand at place 1 of each arm's path, found by following the edges from the start."""
+        """Return the node [N, arms] at place 1 of each arm's path, found by following the edges from the start."""
         rows = np.arange(len(examples.tokens))[:, None]
         edges = examples.tokens[:, : 2 * self._edges].astype(np.int64).reshape(len(rows), self._edges, 2)
         start = examples.tokens[:, self._answer - 3 : self._answer - 2]
         leaving = np.nonzero(edges[:, :, 0] == start)[1].reshape(len(rows), self.config.arms)
         successor = np.zeros((len(rows), self.config.labels), np.int64)
-        successor[rows, edges[:, :, 0]] = edges[:, :, 1]  # of the start, any
+        successor[rows, edges[:, :, 0]] = edges[:, :, 1]  # the start has several; one of them
 
-        # Backward paths begin at the node before the end of an arm.
+        # Forward paths begin at the first node of an arm, backward paths at the node before its end.
         depths = np.where(examples.slices["direction"] == "backwards", self.config.length - 1, 1)
         nodes = np.take_along_axis(edges[:, :, 1], leaving, axis=1)
-        found = nodes
+        options = nodes
         for depth in range(2, self.config.length):
             nodes = successor[rows, nodes]
-            found = np.where(depths[:, None] == depth, nodes, found)
-        return found
+            options = np.where(depths[:, None] == depth, nodes, options)
+        return options
 
     @cached_property
     def _test_keys(self) -> KeySet:
@@ -292,7 +290,7 @@ class StarTask:
         return KeySet(np.concatenate([self._test_keys.keys, validation.keys]))
 
     def _graphs(self, split: Split, indices: NDArray[np.int64], seed: int) -> _Graphs:
-        """The graphs at `indices` [N], held-out ones replaced."""
+        """Return the graphs at `indices` [N], with replacements for held-out ones."""
         check_indices(split, indices, self.size(split))
         names = ("star", split, seed) if split == "train" else ("star", split)
         graphs = self._drawn((*names, 0), indices)
@@ -306,7 +304,7 @@ class StarTask:
         )
 
     def _drawn(self, names: tuple[str | int, ...], indices: NDArray[np.int64]) -> _Graphs:
-        """The graphs at `indices` [N] of the streams that begin with `names`."""
+        """Return the graphs at `indices` [N] of the streams that begin with `names`."""
         config = self.config
         random = draws32(stream(*names, "labels"), indices, config.labels)
         labels = np.argsort(random, axis=1, kind="stable")[:, : self._nodes]
@@ -315,7 +313,7 @@ class StarTask:
         arm = below(config.arms, random[:, 0]).astype(np.int64)
         backwards = random[:, 1] < round(config.backwards * 2**32)
 
-        # A sum over edges has no order.
+        # A sum of hashes does not depend on the order of the edges.
         pairs = labels[:, self._sources] * config.labels + labels[:, self._targets]
         keys = mixed(pairs.astype(np.uint64) * _ODD + _PAIR).sum(axis=1, dtype=np.uint64)
         goal = np.take_along_axis(labels, (arm[:, None] + 1) * config.length, axis=1)[:, 0]

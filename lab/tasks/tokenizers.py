@@ -1,4 +1,4 @@
-"""Text to tokens and back, three ways: words, bytes, byte-level BPE; and which pairs of tokens can be a name.
+"""Three tokenizers: words, bytes, and byte-level BPE; and the pairs of tokens that can be a name.
 
 All three cut text into the same `pieces` first. A space belongs to the lower-case word after it (" the"), yet stands
 alone before a capitalised word, so that a name is the same tokens wherever it stands: at a sentence's start, after a
@@ -6,6 +6,7 @@ quotation mark, after a space. A name of two tokens is a piece of its own, with 
 """
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -29,7 +30,7 @@ class Words(Config):
 
     name: Literal["words"] = "words"
     vocabulary: int = Field(default=8192, ge=1, le=60_000)
-    """How many words real text keeps, the most frequent ones; others are `<unk>`. The simulator's stories keep all."""
+    """The number of words of real text, the most frequent ones; others are `<unk>`. Simulated stories have no limit."""
 
 
 class Bytes(Config):
@@ -58,11 +59,11 @@ _PIECES = re.compile(_PIECE)
 CLITIC = re.compile(_CLITIC)
 """The 's, 'd, 'll, 're or 've that is a piece of its own."""
 CAPITALISED = re.compile(f"[{UPPER}][{MARKS}]*[{LOWER}][{_SMALL}]*")
-"""What a piece looks like that may be a name."""
+"""The pattern of a piece that may be a name."""
 
 
 def pieces(text: str) -> list[str]:
-    """The parts that tokens do not cross; concatenated, they are the text.
+    """Split a text into parts that no token crosses; concatenated, they are the text.
 
     A word, with the space before it if it begins with a small letter. A word ends before an inner capital, and before
     's, 'd, 'll, 're and 've, which are pieces of their own so that "Mira's" holds the piece "Mira"; "don't" is one
@@ -73,7 +74,7 @@ def pieces(text: str) -> list[str]:
 
 
 class Tokenizer(Protocol):
-    """What turns pieces into tokens."""
+    """An encoder of pieces as tokens."""
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -84,31 +85,31 @@ class Tokenizer(Protocol):
         """The token that ends a story."""
 
     def encode(self, pieces: Sequence[str]) -> list[list[int]]:
-        """The tokens of each piece; a piece's tokens do not depend on its neighbours.
+        """Return the tokens of each piece; a piece's tokens do not depend on its neighbours.
 
         Raises:
             BadInput: a piece has no token.
         """
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens; the end token is no text."""
+        """Return the text of tokens; the end token has none."""
 
     def name_tokens(self, shared: bool) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-        """Candidates for the first [F] and for the second [S] token of a name, in an order that is fixed and random.
+        """Return candidates for the first [F] and the second [S] token of a name, in a fixed random order.
 
         Args:
-            shared: the same tokens in both places, or tokens that are a first or a second one by their looks.
+            shared: True if the candidates for both are the same; False if their form shows which one they are.
 
         Raises:
-            BadInput: no token can stand in both places.
+            BadInput: no token can be both.
         """
 
     def allowed(self, firsts: NDArray[np.uint16], seconds: NDArray[np.uint16]) -> NDArray[np.bool_]:
-        """[F, S] the pairs that can be a name: their text is exactly these two tokens, and not a word."""
+        """Return the mask [F, S] of pairs that can be a name: their text has exactly these tokens and is no word."""
 
 
 def _shuffled(texts: Iterable[str]) -> list[str]:
-    """An order that depends on nothing but the texts."""
+    """Return the texts in a random order that depends only on the texts."""
     return sorted(texts, key=lambda text: hashlib.blake2b(text.encode()).digest())
 
 
@@ -119,11 +120,11 @@ _BLENDS = "bl br ch dr fl fr gl gr kl kr pl pr sh sk sl sm sn sp st sw tr tw y z
 
 
 def made_up() -> Iterator[str]:
-    """The 2,255 syllables that names are made of, the 85 of one consonant and one vowel first."""
+    """Yield the 2,255 syllables of names, first the 85 of one consonant and one vowel."""
     yield from _shuffled(onset + vowel for onset in _SIMPLE for vowel in _VOWELS)
     blends = _BLENDS.split()
-    longer = [onset + vowel for onset in blends for vowel in _VOWELS]
-    closed = [onset + vowel + coda for onset in (*_SIMPLE, *blends) for vowel in _VOWELS for coda in _CODAS]
+    longer = ["".join(parts) for parts in itertools.product(blends, _VOWELS)]
+    closed = ["".join(parts) for parts in itertools.product((*_SIMPLE, *blends), _VOWELS, _CODAS)]
     yield from _shuffled(longer + closed)
 
 
@@ -132,23 +133,24 @@ _OPENING = frozenset("([{“‘-\n")
 
 
 class WordTokens:
-    """Each word, mark and newline is a token, single spaces are none; a name is two syllables, tokens made for names.
+    """A tokenizer with a token for each word, mark and newline; a name is two syllables, tokens that only names have.
 
-    Words are told apart by case: "The" and "the" are two. Text comes back by rules: marks sit where English puts them,
-    plain double quotes open and close in turn, and a run of syllables is read as names: mi ra so la is "MiraSola".
+    Single spaces have no token. Case matters: "The" and "the" are two words. Decoding follows rules: marks are placed
+    as in English, plain double quotes open and close in turn, and a run of syllables is a run of names: mi ra so la is
+    "MiraSola".
     """
 
     def __init__(self, words: Iterable[str], syllables: int, *, unknown: bool = False) -> None:
-        """A vocabulary of the end token, the words in their order, and syllables that are none of the words.
+        """Make a vocabulary of the end token, the words in their order, and syllables that are none of the words.
 
         Args:
             words: the words, marks and "\\n" that text is made of, as `pieces` without their space; all different.
-            syllables: the number of syllable tokens. A name's first and second token come both from all of them
-                (shared), or from one half each.
-            unknown: whether other words are `<unk>`, instead of an error.
+            syllables: the number of syllable tokens. A name's first and second token both come from all of
+                them (shared), or from one half each.
+            unknown: True if other words are `<unk>`; False if they are an error.
 
         Raises:
-            BadInput: there are not so many syllables.
+            BadInput: there are fewer syllables.
         """
         words = list(words)
         taken = {word.lower() for word in words}
@@ -164,7 +166,7 @@ class WordTokens:
         self._ids = {word: token for token, word in enumerate(words, start=len(head))}
 
     def encode(self, pieces: Sequence[str]) -> list[list[int]]:
-        """See `Tokenizer`. A name's syllables are not found in text: they are put there."""
+        """Return the tokens of each piece. Text contains no syllables of names: these are inserted later."""
         return [self._encode(piece.strip(" ")) for piece in pieces]
 
     def _encode(self, word: str) -> list[int]:
@@ -176,7 +178,7 @@ class WordTokens:
         return [token]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """See `Tokenizer`."""
+        """Return the text of tokens."""
         text, glued, quoted, syllables = "", True, False, 0
         for token in tokens:
             word = self._texts[token]
@@ -196,13 +198,13 @@ class WordTokens:
         return text
 
     def name_tokens(self, shared: bool) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-        """See `Tokenizer`."""
+        """Return the syllables for first and second tokens."""
         syllables = np.arange(self._first_syllable, len(self.vocabulary), dtype=np.uint16)
         half = len(syllables) // 2
         return (syllables, syllables) if shared else (syllables[0 : 2 * half : 2], syllables[1::2])
 
     def allowed(self, firsts: NDArray[np.uint16], seconds: NDArray[np.uint16]) -> NDArray[np.bool_]:
-        """See `Tokenizer`."""
+        """Return a mask [F, S] that allows all pairs."""
         return np.ones((len(firsts), len(seconds)), np.bool_)
 
 
@@ -210,7 +212,7 @@ class WordTokens:
 
 
 def _byte_texts() -> list[str]:
-    """GPT-2's printable character for each byte: itself if it is one in Latin-1, else one from U+0100 on."""
+    """Return GPT-2's printable character for each byte: its own in Latin-1 if printable, else one from U+0100 on."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256))
     return [chr(byte if byte in printable else 256 + next(others)) for byte in range(256)]
@@ -223,45 +225,51 @@ _TWO_LETTERS = (
 
 
 class ByteTokens:
-    """Each byte of UTF-8 is a token, its own value; a name is two ASCII letters."""
+    """A tokenizer whose tokens are the bytes of UTF-8; a name is two ASCII letters."""
 
     def __init__(self, lexicon: Collection[str] = ()) -> None:
-        """`lexicon`: words in lower case that no name may spell; common ones of two letters are known anyway."""
+        """Exclude from the names the lower-case words of `lexicon`, and common words of two letters."""
         self.vocabulary = (*_byte_texts(), END)
         self.end = 256
         self._words = frozenset(_TWO_LETTERS.split()).union(lexicon)
 
     def encode(self, pieces: Sequence[str]) -> list[list[int]]:
-        """See `Tokenizer`; every piece has tokens."""
+        """Return the tokens of each piece; every piece has tokens."""
         return [list(piece.encode()) for piece in pieces]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """See `Tokenizer`; what is not UTF-8 becomes U+FFFD."""
+        """Return the text of tokens; invalid UTF-8 becomes U+FFFD."""
         return bytes(token for token in tokens if token != self.end).decode(errors="replace")
 
     def name_tokens(self, shared: bool) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-        """See `Tokenizer`: all letters in both places, or capitals, then small letters."""
+        """Return all letters as first and second tokens (shared), or capitals and small letters."""
         small = "abcdefghijklmnopqrstuvwxyz"
-        both, upper, lower = (
-            np.array([ord(letter) for letter in _shuffled(letters)], np.uint16)
-            for letters in (small + small.upper(), small.upper(), small)
-        )
-        return (both, both) if shared else (upper, lower)
+        if shared:
+            both = _codes(small + small.upper())
+            return both, both
+        return _codes(small.upper()), _codes(small)
 
     def allowed(self, firsts: NDArray[np.uint16], seconds: NDArray[np.uint16]) -> NDArray[np.bool_]:
-        """See `Tokenizer`."""
-        return np.array([[(chr(a) + chr(b)).lower() not in self._words for b in seconds] for a in firsts], np.bool_)
+        """Return the mask [F, S] of pairs that are no word."""
+        pairs = [chr(first) + chr(second) for first, second in itertools.product(firsts, seconds)]
+        allowed = np.array([pair.lower() not in self._words for pair in pairs], np.bool_)
+        return allowed.reshape(len(firsts), len(seconds))
+
+
+def _codes(letters: str) -> NDArray[np.uint16]:
+    """Return the codes of letters in a fixed random order."""
+    return np.array([ord(letter) for letter in _shuffled(letters)], np.uint16)
 
 
 # --- BPE ---
 
 
 def train_bpe(texts: Iterable[str], vocabulary: int) -> str:
-    """Train a byte-level BPE whose pre-tokens are our `pieces`.
+    """Train a byte-level BPE whose pre-tokens are the `pieces` of a text.
 
     Args:
-        texts: the training text, in any cuts that do not part a piece.
-        vocabulary: tokens, the end token included.
+        texts: the training text, in parts that do not split a piece.
+        vocabulary: the number of tokens, the end token included.
 
     Returns:
         JSON for `BpeTokens`; the same texts give the same JSON.
@@ -278,7 +286,7 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> str:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - 1,  # the end token is ours: text that reads "<end>" must not become it
+        vocab_size=vocabulary - 1,  # without the end token, which the text "<end>" must not become
         min_frequency=2,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -289,17 +297,17 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> str:
 
 _FIRST, _SECOND = re.compile("[A-Z][a-z]*"), re.compile("[a-z]+")
 _REMEMBERED = 1 << 19
-"""Pieces whose tokens are remembered: text repeats its words."""
+"""The number of pieces whose tokens are cached."""
 
 
 class BpeTokens:
-    """A trained byte-level BPE; a name is a capitalised token and one that goes on with a word."""
+    """A trained byte-level BPE; a name is a capitalised token and a token that continues a word."""
 
     def __init__(self, trained: str, lexicon: Collection[str] = ()) -> None:
-        """`trained`: from `train_bpe`; `lexicon`: words in lower case that no name may spell.
+        """Load the result of `train_bpe`, and exclude the lower-case words of `lexicon` from the names.
 
         Raises:
-            ValueError: `trained` is something else.
+            ValueError: `trained` is not such a result.
         """
         # Data workers may be forked later, which the library's own threads do not survive.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -317,12 +325,12 @@ class BpeTokens:
 
     @cached_property
     def _bytes(self) -> list[bytes]:
-        """What each token stands for."""
+        """The bytes of each token; none for the end token."""
         by_text = {text: byte for byte, text in enumerate(_byte_texts())}
-        return [*(bytes(by_text[each] for each in text) for text in self.vocabulary[:-1]), b""]
+        return [*(bytes(map(by_text.__getitem__, text)) for text in self.vocabulary[:-1]), b""]
 
     def encode(self, pieces: Sequence[str]) -> list[list[int]]:
-        """See `Tokenizer`; every piece has tokens."""
+        """Return the tokens of each piece; every piece has tokens."""
         if len(self._known) > _REMEMBERED:
             self._known.clear()
         fresh = list(set(pieces) - self._known.keys())
@@ -333,27 +341,24 @@ class BpeTokens:
         return (each.ids for each in self._trained.encode_batch_fast(pieces, add_special_tokens=False))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """See `Tokenizer`; what is not UTF-8 becomes U+FFFD."""
+        """Return the text of tokens; invalid UTF-8 becomes U+FFFD."""
         return b"".join(self._bytes[token] for token in tokens).decode(errors="replace")
 
     def name_tokens(self, shared: bool) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-        """See `Tokenizer`: a capital and small letters, then small letters that no space precedes."""
+        """Return tokens of a capital and small letters, and tokens of small letters without a space before them."""
         if shared:
             raise BadInput(
                 "names with shared tokens are not allowed with BPE: a name is one capitalised word, "
                 "so its first token has a capital and its second has none"
             )
         ids = {text: token for token, text in enumerate(self.vocabulary)}
-        order = sorted(
-            _shuffled(ids), key=lambda text: len(text) == 1
-        )  # single letters make poor names: they come last
-        first, second = (
-            np.array([ids[text] for text in order if looks.fullmatch(text)], np.uint16) for looks in (_FIRST, _SECOND)
-        )
-        return first, second
+        order = sorted(_shuffled(ids), key=lambda text: len(text) == 1)  # single letters, which make poor names, last
+        first = [ids[text] for text in order if _FIRST.fullmatch(text)]
+        second = [ids[text] for text in order if _SECOND.fullmatch(text)]
+        return np.array(first, np.uint16), np.array(second, np.uint16)
 
     def allowed(self, firsts: NDArray[np.uint16], seconds: NDArray[np.uint16]) -> NDArray[np.bool_]:
-        """See `Tokenizer`. Most pairs of tokens are: merges may instead part their text elsewhere, or not at all."""
+        """Return the mask [F, S] of pairs that BPE does not split elsewhere, nor merge, and that are no word."""
         allowed = np.zeros((len(firsts), len(seconds)), np.bool_)
         for row, first in enumerate(firsts.tolist()):
             names = [self.vocabulary[first] + self.vocabulary[second] for second in seconds.tolist()]

@@ -26,18 +26,18 @@ def steps(branches: int, entropy: float | None) -> list[float]:
     if entropy is None:
         return [1 / branches] * branches
 
-    def law(beta: float) -> Any:
+    def distribution(beta: float) -> Any:
         weights = np.exp(-beta * np.arange(branches))
         return weights / weights.sum()
 
     def nats(beta: float) -> float:
-        return float(-sum(p * math.log(p) for p in law(beta) if p > 0))
+        return float(-sum(p * math.log(p) for p in distribution(beta) if p > 0))
 
     low, high = 0.0, 60.0
     for _ in range(200):
         middle = (low + high) / 2
         low, high = (middle, high) if nats(middle) > entropy else (low, middle)
-    return list(law(low))
+    return list(distribution(low))
 
 
 def circuits(task: Choices) -> dict[Document, float]:
@@ -49,10 +49,10 @@ def circuits(task: Choices) -> dict[Document, float]:
     for start in range(len(task.stations)):
         for taken in itertools.product(*ways):
             probability = 1 / len(task.stations)
-            for branches, law in zip(taken, laws, strict=True):
-                probability /= len(law)
+            for branches, distribution in zip(taken, laws, strict=True):
+                probability /= len(distribution)
                 for last, now in itertools.pairwise(branches):
-                    probability *= law[(now - last - 1) % len(law)]
+                    probability *= distribution[(now - last - 1) % len(distribution)]
             words: list[str] = []
             for place in range(task.laps * len(task.stations)):
                 number = (start + place) % len(task.stations)
@@ -157,12 +157,12 @@ def test_choices_are_drawn_as_often_as_they_should(config: Choices) -> None:
 @pytest.mark.parametrize("ahead", [1, 3])
 @pytest.mark.parametrize("config", [*CIRCUITS[:2], Agreement(clauses=1)], ids=["two stations", "one", "agreement"])
 def test_entropies_are_what_long_samples_have(config: Choices | Agreement, ahead: int) -> None:
-    """What tokens of many documents say to one who knows the law, on average: within four standard errors."""
+    """What tokens of many documents say to one who knows the distribution, on average: within four standard errors."""
     task, count = config.build(), 20_000
-    law = circuits(config) if isinstance(config, Choices) else clauses(config, lexicon())
+    distribution = circuits(config) if isinstance(config, Choices) else clauses(config, lexicon())
     both: dict[tuple[Document, str], float] = defaultdict(float)
     total: dict[Document, float] = defaultdict(float)
-    for document, probability in law.items():
+    for document, probability in distribution.items():
         for end in range(1, len(document) - ahead + 1):
             both[document[:end], document[end + ahead - 1]] += probability
             total[document[:end]] += probability
@@ -290,10 +290,10 @@ def test_scores(config: Choices | Agreement) -> None:
 @settings(max_examples=60, deadline=None)
 def test_the_entropy_of_a_choice_is_the_one_asked_for(branches: int, share: float) -> None:
     asked = share * math.log(branches)
-    law = Station(branches=branches, entropy=asked).steps()
-    assert law.sum() == 1
-    assert (np.diff(law) <= 2**-31).all()  # each step further is at most as likely, but for rounding
-    assert -sum(p * math.log(p) for p in law if p > 0) == pytest.approx(asked, abs=1e-6)
+    distribution = Station(branches=branches, entropy=asked).steps()
+    assert distribution.sum() == 1
+    assert (np.diff(distribution) <= 2**-31).all()  # each step further is at most as likely, but for rounding
+    assert -sum(p * math.log(p) for p in distribution if p > 0) == pytest.approx(asked, abs=1e-6)
 
 
 @pytest.mark.parametrize(

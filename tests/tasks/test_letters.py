@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.tasks.letters import APOSTROPHES, canonical_text
-from lab.tasks.stories.induction import Names, StoryTask
+from lab.tasks.stories.induction import StoryTask
+from lab.tasks.stories.names import Names
 from lab.tasks.text.task import TextSource
 from lab.tasks.tokenizers import Bpe, Bytes, Words, pieces
 from tests.tasks.test_text import cache, config, names_found, told

@@ -13,7 +13,7 @@ from lab.learning.data import packed_batch
 from lab.tasks.base import Task
 from lab.tasks.mixture import Mixture, MixtureTask, Part
 from lab.tasks.polynomials.task import Polynomials
-from lab.tasks.stories.induction import Names
+from lab.tasks.stories.names import Names
 from lab.tasks.stories.task import Stories
 
 SCARCE = Stories(names=Names(fresh=0.0, unseen=0.2), test_examples=1000)

@@ -21,7 +21,8 @@ from lab.objectives.base import targets
 from lab.tasks.base import Examples, ScoreRow, Split, Task
 from lab.tasks.draws import draws32, stream
 from lab.tasks.holdout import LARGE
-from lab.tasks.polynomials.task import OPERATORS, Expression, Polynomials, PolynomialTask
+from lab.tasks.polynomials.expressions import OPERATORS, Expression
+from lab.tasks.polynomials.task import Polynomials, PolynomialTask
 from lab.tasks.polynomials.trees import ADD, LEAF, NEG, PAD, split_words, uniform_words
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -385,7 +386,7 @@ def test_what_is_drawn_is_unbiased() -> None:
     tokens = np.bincount(examples.tokens[question], minlength=16)
     assert np.abs(tokens[:7] / tokens[:7].sum() - 1 / 7).max() < 0.003
     assert np.abs(tokens[7:11] / tokens[7:11].sum() - np.array([1, 2, 0, 5]) / 8).max() < 0.01
-    # The prefix word's first operator is an exchangeable one in the split law alone.
+    # The prefix word's first operator is an exchangeable one in the split distribution only.
     split = config.model_copy(update={"shape": "split"}).build().examples("train", np.arange(count), 5)
     shares = [np.mean(split.slices["operator"] == name) for name in OPERATORS]
     assert shares == pytest.approx([1 / 8, 2 / 8, 0, 5 / 8], abs=0.015)

@@ -18,7 +18,8 @@ from lab.errors import BadInput
 from lab.tasks.base import SPLITS, Split
 from lab.tasks.stories import phrases
 from lab.tasks.stories.induction import StoryTask
-from lab.tasks.stories.simulator import MOST_CHARACTERS, Simulator
+from lab.tasks.stories.simulation import MOST_CHARACTERS
+from lab.tasks.stories.simulator import Simulator
 from lab.tasks.stories.task import Stories
 from lab.tasks.tokenizers import Bpe, Bytes, pieces
 from tests.tasks.retelling import Wrong, retold
@@ -133,7 +134,7 @@ def test_golden_stories() -> None:
 
 def masked(task: StoryTask, count: int) -> list[list[int]]:
     """The words of training stories without marks, names as one symbol."""
-    skeletons = task.source.skeletons("train", np.arange(count), 0)
+    templates = task.source.templates("train", np.arange(count), 0)
     marks = {token for token, text in enumerate(task.vocabulary) if not text.isalpha()}
     return [
         [
@@ -142,7 +143,7 @@ def masked(task: StoryTask, count: int) -> list[list[int]]:
             if token not in marks or slot
         ]
         for tokens, slots, n in zip(
-            skeletons.tokens.tolist(), skeletons.slots.tolist(), skeletons.lengths.tolist(), strict=True
+            templates.tokens.tolist(), templates.slots.tolist(), templates.lengths.tolist(), strict=True
         )
     ]
 
@@ -170,14 +171,14 @@ def test_characters_come_early_and_are_named_often() -> None:
     assert (shares > [0.1, 0.1, 0.1, 0.05]).all()
     for cast in (3, 4):
         task = Stories(characters=(cast, cast)).build()
-        met = task.source.skeletons("train", np.arange(1000), 0).characters
+        met = task.source.templates("train", np.arange(1000), 0).characters
         assert met.max() == cast
         assert met.mean() > 0.7 * cast
 
 
 def test_refrains_come_back() -> None:
     def sung(refrains: float) -> NDArray[np.int64]:
-        slots = Stories(refrains=refrains).build().source.skeletons("train", np.arange(2000), 0).slots
+        slots = Stories(refrains=refrains).build().source.templates("train", np.arange(2000), 0).slots
         return np.asarray((slots == 1 + 2 * MOST_CHARACTERS).sum(axis=1))
 
     assert (sung(1.0) >= 2).mean() > 0.6  # short stories may end before

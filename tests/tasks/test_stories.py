@@ -20,7 +20,8 @@ from lab.learning.evaluation import evaluate
 from lab.objectives import LanguageModel
 from lab.objectives.base import targets
 from lab.tasks.base import Examples, ScoreRow
-from lab.tasks.stories.induction import REFRAIN, NameLaw, Names, StoryTask
+from lab.tasks.stories.induction import StoryTask
+from lab.tasks.stories.names import REFRAIN, Names, NameSampler
 from lab.tasks.stories.task import Stories
 from lab.tasks.tokenizers import Bpe, Bytes
 from tests.cli.test_cli import lab
@@ -29,13 +30,15 @@ Predictor = Callable[[list[int]], list[int]]
 """From a story's tokens to the token predicted after each of them."""
 
 
-def drawn(law: NameLaw, count: int, fresh: float = 0.0, unseen: float = 0.0, free: bool = True) -> NDArray[np.int64]:
+def drawn(
+    sampler: NameSampler, count: int, fresh: float = 0.0, unseen: float = 0.0, free: bool = True
+) -> NDArray[np.int64]:
     """Characters' names of `count` stories, [count, characters]."""
-    return law.draw(("a test's",), np.arange(count), fresh, unseen, free)[:, : law.characters]
+    return sampler.draw(("a test's",), np.arange(count), fresh, unseen, free)[:, : sampler.characters]
 
 
-def law_of(**names: Any) -> NameLaw:
-    return Stories(names=Names(**names)).build().law
+def sampler_of(**names: Any) -> NameSampler:
+    return Stories(names=Names(**names)).build().name_sampler
 
 
 def pairs(task: StoryTask, examples: Examples) -> list[list[tuple[str, str]]]:
@@ -57,18 +60,18 @@ def pairs(task: StoryTask, examples: Examples) -> list[list[tuple[str, str]]]:
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_the_share_of_fresh_names(share: float) -> None:
-    law = law_of(fresh=share, pool=50, syllables=180)
-    new = ~np.isin(law.draw(("train", 0), np.arange(4000), share, 0.0, True)[:, 0], law.pool)
-    expected = share * (1 - 50 / law.usual)
+    sampler = sampler_of(fresh=share, pool=50, syllables=180)
+    new = ~np.isin(sampler.draw(("train", 0), np.arange(4000), share, 0.0, True)[:, 0], sampler.pool)
+    expected = share * (1 - 50 / sampler.usual)
     low, high = stats.binom.interval(1 - 1e-6, 4000, expected) if share > 0 else (0, 0)
     assert low <= new.sum() <= high
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
 def test_pool_frequencies_follow_zipf(power: float) -> None:
-    law = law_of(zipf=power, pool=40)
-    first = drawn(law, 20_000)[:, 0]  # later names of a story depend on the earlier ones: their first tokens differ
-    counts = np.array([(first == name).sum() for name in law.pool])
+    sampler = sampler_of(zipf=power, pool=40)
+    first = drawn(sampler, 20_000)[:, 0]  # later names of a story depend on the earlier ones: their first tokens differ
+    counts = np.array([(first == name).sum() for name in sampler.pool])
     expected = np.arange(1, 41) ** -power
     assert counts.sum() == 20_000
     assert stats.chisquare(counts, expected / expected.sum() * 20_000).pvalue > 1e-4
@@ -76,8 +79,8 @@ def test_pool_frequencies_follow_zipf(power: float) -> None:
 
 @pytest.mark.parametrize("ambiguity", [1, 2, 4, 10])
 def test_names_of_the_pool_share_first_tokens(ambiguity: int) -> None:
-    law = law_of(ambiguity=ambiguity, pool=80)
-    names = law.tokens[law.pool]
+    sampler = sampler_of(ambiguity=ambiguity, pool=80)
+    names = sampler.tokens[sampler.pool]
     assert len(np.unique(names, axis=0)) == 80
     assert set(Counter(names[:, 0].tolist()).values()) == {ambiguity}
 
@@ -95,7 +98,7 @@ def test_names_of_the_pool_share_first_tokens(ambiguity: int) -> None:
 )
 def test_shared_and_separate_tokens(recipe: Stories, shared: bool) -> None:
     task = recipe.build()
-    firsts, seconds = (set(each.tolist()) for each in task.law.tokens.T)
+    firsts, seconds = (set(each.tolist()) for each in task.name_sampler.tokens.T)
     assert (firsts == seconds) if shared else not firsts & seconds
     if isinstance(recipe.tokens, Bpe | Bytes) and not shared:
         assert all(task.vocabulary[token][0].isupper() for token in firsts)
@@ -104,8 +107,8 @@ def test_shared_and_separate_tokens(recipe: Stories, shared: bool) -> None:
 
 def test_first_tokens_of_a_story_differ() -> None:
     for fresh in (0.0, 0.5, 1.0):
-        law = law_of(fresh=fresh, syllables=12, pool=40, ambiguity=8)
-        first = np.sort(law.tokens[drawn(law, 3000, fresh)][:, :, 0], axis=1)
+        sampler = sampler_of(fresh=fresh, syllables=12, pool=40, ambiguity=8)
+        first = np.sort(sampler.tokens[drawn(sampler, 3000, fresh)][:, :, 0], axis=1)
         assert (first[:, 1:] != first[:, :-1]).all()
 
 
@@ -131,7 +134,7 @@ def test_no_test_name_occurs_in_training() -> None:
     task = Stories().build()
     asked = {name for names in pairs(task, task.examples("test", np.arange(100), 0)) for name in names}
     tokens = {(task.vocabulary.index(a), task.vocabulary.index(b)) for a, b in asked}
-    syllables = set(np.unique(task.law.tokens).tolist())
+    syllables = set(np.unique(task.name_sampler.tokens).tolist())
     for start in range(0, 20_000, 4000):
         for row in task.examples("train", np.arange(start, start + 4000), 0).tokens.tolist():
             run: list[int] = []
@@ -143,7 +146,7 @@ def test_no_test_name_occurs_in_training() -> None:
                     run = []
     examples = task.examples("test", np.arange(100), 0)
     training = task.examples("train", np.arange(20_000), 0).fingerprints
-    pair_keys = np.split(examples.fingerprints, 3, axis=1)[0][:, : task.law.characters]
+    pair_keys = np.split(examples.fingerprints, 3, axis=1)[0][:, : task.name_sampler.characters]
     assert not np.isin(pair_keys[pair_keys > 0], training).any()
 
 
@@ -160,7 +163,7 @@ def test_a_finite_corpus_is_told_again_in_a_new_order() -> None:
 
 def test_keys_are_equal_exactly_when_names_are() -> None:
     task = Stories(names=Names(syllables=20, pool=40, ambiguity=4), refrains=0.0).build()
-    width = task.law.characters + REFRAIN
+    width = task.name_sampler.characters + REFRAIN
     by_key: dict[int, set[Any]] = defaultdict(set)
     by_name: dict[Any, set[int]] = defaultdict(set)
     for split in ("train", "validation", "test"):
@@ -389,7 +392,7 @@ def whole(rows: list[ScoreRow]) -> dict[str, ScoreRow]:
 
 def name_runs(task: StoryTask, tokens: list[int]) -> Iterator[tuple[int, int]]:
     """The first and the last place of each run of syllables."""
-    syllables = set(np.unique(task.law.tokens).tolist())
+    syllables = set(np.unique(task.name_sampler.tokens).tolist())
     first = 0
     while first < len(tokens):
         last = first

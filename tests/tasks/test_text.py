@@ -72,9 +72,9 @@ def config(path: Path | str, **fields: Any) -> Text:
 def told(source: TextSource, split: Split, all_of_it: bool = False) -> list[str]:
     """The stories of a split; a name's tokens as ⟨1⟩⟨2⟩ for the first character, and so on."""
     count = len(source._shards[split].characters) if all_of_it else source.stories(split)
-    skeletons = source.skeletons(split, np.arange(count), 0)
+    templates = source.templates(split, np.arange(count), 0)
     texts = []
-    for tokens, slots, length in zip(skeletons.tokens, skeletons.slots, skeletons.lengths, strict=True):
+    for tokens, slots, length in zip(templates.tokens, templates.slots, templates.lengths, strict=True):
         story = ""
         run: list[int] = []
         assert tokens[length - 1] == source.tokenizer.end
@@ -267,7 +267,7 @@ def test_parts_are_those_of_the_rule(told: list[list[str]], limit: int) -> None:
 def test_parts_end_with_sentences(tmp_path: Path) -> None:
     source = TextSource(config(corpus_file(tmp_path), length=100))
     stories = told(source, "train")
-    assert max(source.skeletons("train", np.arange(len(stories)), 0).lengths) <= source.max_length("train") == 100
+    assert max(source.templates("train", np.arange(len(stories)), 0).lengths) <= source.max_length("train") == 100
     ends = Counter(story[-1] for story in stories)
     assert ends.keys() <= set('.?”!"')
 
@@ -332,16 +332,16 @@ def test_splits(tmp_path: Path) -> None:
 def test_training_text_can_stay_as_it_is(tmp_path: Path) -> None:
     source = TextSource(config(corpus_file(tmp_path), length=1000, replace="evaluation"))
     assert set(told(source, "train")) <= {tale(number) for number in range(120)}
-    assert not source.skeletons("train", np.arange(50), 0).characters.any()
+    assert not source.templates("train", np.arange(50), 0).characters.any()
     renamed = TextSource(config(corpus_file(tmp_path), length=1000))
     assert told(source, "test") == told(renamed, "test")
-    assert source.skeletons("test", np.arange(10), 0).characters.tolist() == [2] * 10
+    assert source.templates("test", np.arange(10), 0).characters.tolist() == [2] * 10
 
 
 def test_a_source_is_a_pure_function_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = corpus_file(tmp_path)
     one = TextSource(config(path, tokens={"name": "bpe", "vocabulary": 400}, length=64))
-    whole = one.skeletons("train", np.arange(one.stories("train")), 0)
+    whole = one.templates("train", np.arange(one.stories("train")), 0)
     (tmp_path / "elsewhere").mkdir()
     parquet.write_table(
         pyarrow.table({"story": [f" {tale(number)}\r\n" for number in range(120)]}),
@@ -354,7 +354,7 @@ def test_a_source_is_a_pure_function_of_the_files(tmp_path: Path, monkeypatch: p
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache {other_path.name}"))
         other = TextSource(config(other_path, tokens={"name": "bpe", "vocabulary": 400}, length=64, **fields))
         assert other.tokenizer.vocabulary == one.tokenizer.vocabulary
-        again = pickle.loads(pickle.dumps(other)).skeletons("train", np.arange(one.stories("train")), 3)
+        again = pickle.loads(pickle.dumps(other)).templates("train", np.arange(one.stories("train")), 3)
         for name in ("tokens", "slots", "lengths", "characters"):
             np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
         assert told(other, "test") == told(one, "test")
@@ -375,8 +375,8 @@ def test_shards_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_parts_number_their_characters_anew(tmp_path: Path) -> None:
     source = TextSource(config(corpus_file(tmp_path), length=90))
     for split in SPLITS:
-        skeletons = source.skeletons(split, np.arange(source.stories(split)), 0)
-        for slots, count in zip(skeletons.slots, skeletons.characters, strict=True):
+        templates = source.templates(split, np.arange(source.stories(split)), 0)
+        for slots, count in zip(templates.slots, templates.characters, strict=True):
             used = slots[slots > 0]
             assert sorted(set(used.tolist())) == list(range(1, 2 * count + 1))
             assert used[0::2].tolist() == (used[1::2] - 1).tolist()
@@ -714,7 +714,7 @@ def test_damage_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"tokenizer.json: vanished or damaged; delete .* and run again"):
         _ = source.tokenizer
     with pytest.raises(Failure, match=r"test_slots.npy: vanished or damaged; delete .* and run again"):
-        source.skeletons("test", np.arange(1), 0)
+        source.templates("test", np.arange(1), 0)
     assert told(TextSource(source.config), "test")  # another process builds them again
 
 

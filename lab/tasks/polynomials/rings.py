@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Elements = NDArray[Any]
-"""N elements: an array whose first axis is N; the rest is up to the ring. Index it along the first axis at will."""
+"""N elements: an array whose first axis is N; its other axes depend on the ring."""
 
 
 class Ring(ABC):
@@ -20,22 +20,22 @@ class Ring(ABC):
     def __init__(self, prime: int, degree: int) -> None:
         self.prime, self.degree = prime, degree
         self._primes: Any = prime
-        """p in every coefficient, for elements to be subtracted from."""
+        """p in every coefficient, the minuend of a negation."""
 
     def neg(self, a: Elements) -> Elements:
-        """-a."""
+        """Return -a."""
         return self._reduced(self._primes - a)
 
     def add(self, a: Elements, b: Elements) -> Elements:
-        """a + b."""
+        """Return a + b."""
         return self._reduced(a + b)
 
     def mul(self, a: Elements, b: Elements) -> Elements:
-        """a * b."""
+        """Return a * b."""
         return self._reduced(self._product(a, b))
 
     def compose(self, outer: Elements, inner: Elements) -> Elements:
-        """outer(inner(X)) of the canonical representatives, truncated.
+        """Return outer(inner(X)) of the canonical representatives, truncated.
 
         Truncating every Horner step gives the same as truncating once at the end, since X^d divides what is dropped
         and so divides all that it would be multiplied into.
@@ -47,23 +47,23 @@ class Ring(ABC):
 
     @abstractmethod
     def from_coefficients(self, coefficients: NDArray[np.integer]) -> Elements:
-        """Elements from coefficients [N, d] between 0 and p-1, constant term first."""
+        """Return elements with coefficients [N, d] between 0 and p-1, constant term first."""
 
     @abstractmethod
     def coefficients(self, elements: Elements) -> NDArray[np.integer]:
-        """[N, d] coefficients between 0 and p-1, constant term first; of an integer type that the ring chooses."""
+        """Return coefficients [N, d] between 0 and p-1, constant term first; their integer type depends on the ring."""
 
     @abstractmethod
     def _constant(self, elements: Elements, power: int) -> Elements:
-        """The coefficient of X^power as a constant polynomial."""
+        """Return the coefficient of X^power as a constant polynomial."""
 
     @abstractmethod
     def _product(self, a: Elements, b: Elements) -> Elements:
-        """The product modulo X^d, its coefficients not reduced."""
+        """Return the product modulo X^d, its coefficients not reduced."""
 
     @abstractmethod
     def _reduced(self, elements: Elements) -> Elements:
-        """Every coefficient modulo p."""
+        """Return every coefficient modulo p."""
 
 
 class PackedRing(Ring):
@@ -83,13 +83,13 @@ class PackedRing(Ring):
         self._primes = np.uint64(sum(prime << k * lane for k in range(degree)))
 
     def from_coefficients(self, coefficients: NDArray[np.integer]) -> Elements:
-        """See `Ring`."""
+        """Return elements with coefficients [N, d], constant term first."""
         lanes = np.zeros((len(coefficients), 64 // self.lane), self._lanes)
         lanes[:, : self.degree] = coefficients
         return lanes.view("<u8")[:, 0]
 
     def coefficients(self, elements: Elements) -> NDArray[np.integer]:
-        """See `Ring`; a view."""
+        """Return coefficients [N, d], a view of the elements."""
         return elements.astype("<u8", copy=False)[:, None].view(self._lanes)[:, : self.degree]
 
     def _constant(self, elements: Elements, power: int) -> Elements:
@@ -110,11 +110,11 @@ class PlainRing(Ring):
     """Elements are int64 [N, d], constant term first; for any p and d with d(p-1)^2 below 2^63."""
 
     def from_coefficients(self, coefficients: NDArray[np.integer]) -> Elements:
-        """See `Ring`."""
+        """Return elements with coefficients [N, d], constant term first."""
         return coefficients.astype(np.int64)
 
     def coefficients(self, elements: Elements) -> NDArray[np.integer]:
-        """See `Ring`; the elements themselves."""
+        """Return coefficients [N, d], the elements themselves."""
         return elements
 
     def _constant(self, elements: Elements, power: int) -> Elements:
@@ -133,7 +133,7 @@ class PlainRing(Ring):
 
 
 def ring(prime: int, degree: int) -> Ring:
-    """F_p[X]/(X^d), packed if d lanes of 8, 16 or 32 bits that hold d(p-1)^2, and p, fit in 64 bits; else plain."""
+    """Return F_p[X]/(X^d), packed if 64 bits hold d lanes of 8, 16 or 32 bits for d(p-1)^2 and p, else plain."""
     for lane in (8, 16, 32):
         if max(degree * (prime - 1) ** 2, prime) < 1 << lane and degree * lane <= 64:
             return PackedRing(prime, degree, lane)

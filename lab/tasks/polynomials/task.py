@@ -1,29 +1,31 @@
 """Polynomial arithmetic in F_p[X]/(X^d) (arXiv 2404.19737, Section 4.2).
 
-An example asks for the value of an expression of m operations, and answers with its coefficients:
+A question is an expression of m operations; the answer is the d coefficients of its value. With p = 7 and d = 5:
 
-    + 1 0 3 0 0 * 2 0 0 0 0 0 4 0 0 0 = 1 1 3 0 0 .
+    question                               answer (scored)
+    + 1 0 3 0 0 * 2 0 0 0 0 0 4 0 0 0 =    1 1 3 0 0 .
 
 Elements are canonical representatives of degree < d, reduced after every operation. Negation, addition and
 multiplication do not depend on that choice. Composition does: it is not well defined on the quotient unless the inner
-polynomial has no constant term, so "compose the representatives, then truncate" is our convention.
+polynomial has no constant term. The convention here is to compose the representatives, then truncate.
 
-Written in prefix, an expression with l leaves has m + dl question tokens, and infix has 2m more; pause tokens, `=`, d
-answer tokens and `.` follow. Nothing separates or precedes documents.
+In prefix syntax an expression with l leaves has m + dl tokens; infix syntax has 2m more. Pause tokens, `=`, d answer
+tokens and `.` follow. There is nothing between documents.
 
-With hints (`hint`) a token stands behind each coefficient of the answer: the same coefficient of the outermost
-operation's first operand, from which it would be worked out (of `- A` that is A), or a filler, `_`:
+With `hint`, a token stands behind each coefficient of the answer. It is the same coefficient of the outermost
+operation's first operand, which helps to compute the answer's (the operand of `- A` is A), or a filler, `_`:
 
-    + * 2 0 1 2 1 1 = 0 2 2 1 .        + * 2 0 1 2 1 1 = 0 _ 2 _ .
+    hint: operand    + * 2 0 1 2 1 1 = 0 2 2 1 .
+    hint: filler     + * 2 0 1 2 1 1 = 0 _ 2 _ .
 
-It comes too late for next-token prediction, which has written the coefficient by then; a head that looks two tokens
-ahead has to say it in the place where the coefficient is due. An operand that is a leaf stands in the question; another
-is a partial result, an expression of fewer operations.
+Next-token prediction reads the hint after it has written the coefficient, too late to use it. A head that predicts two
+tokens ahead has to predict the hint at the position that predicts the coefficient. If the operand is a leaf, it is part
+of the question; otherwise it is a partial result, the value of an expression with fewer operations.
 
-Hold-out: an expression with l leaves is one of p^(dl) that differ in their coefficients alone. Where that is at least
-`LARGE`, and at least four times the evaluation expressions for each m, a validation expression that is also a test
-expression, and a training expression that is either, is drawn again. So at most a quarter of draws is lost. Smaller
-spaces are shared by all splits, and scores are split into expressions seen and unseen in training.
+Hold-out: p^(dl) expressions with l leaves differ in their coefficients only. Hold-out applies where these are at least
+`LARGE`, and at least four times as many as the evaluation expressions for each m. Then a validation expression that is
+also a test expression, and a training expression that is either, is drawn again; at most a quarter of the draws is
+lost. Smaller spaces are shared by all splits, and scores are split into expressions seen and unseen in training.
 """
 
 import math
@@ -31,33 +33,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from lab.config import Config, Neutral
-from lab.errors import BadInput
-from lab.tasks.base import Examples, ScoreRow, Split, check_indices
+from lab.tasks.base import Examples, Split, Task, check_indices
 from lab.tasks.draws import below, draws, draws32, epoch_indices, mixed, stream
 from lab.tasks.holdout import LARGE, KeySet, Questions, redrawn
+from lab.tasks.polynomials.expressions import (
+    MOST_OPERATIONS,
+    OPERATORS,
+    Expression,
+    Hint,
+    Notation,
+    Operator,
+    Order,
+    Parser,
+    Syntax,
+)
 from lab.tasks.polynomials.rings import Elements, Ring, ring
 from lab.tasks.polynomials.trees import ADD, COMPOSE, LEAF, MUL, NEG, PAD, leaf_counts, split_words, uniform_words
-
-Operator = Literal["neg", "add", "mul", "compose"]
-OPERATORS: tuple[Operator, ...] = get_args(Operator)
-"""Operator k is symbol k + 1 of a word."""
+from lab.tasks.scoring import Answers, Curve, Group, Metrics
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-Hint = Literal["none", "filler", "operand"]
-
-MOST_OPERATIONS = 64
-
-Expression = list[Any]
-"""`["add", A, B]`, `["mul", A, B]`, `["compose", OUTER, INNER]`, `["neg", A]`; leaves are coefficient lists, constant
-term first."""
 
 
 class Polynomials(Config):
@@ -79,24 +80,24 @@ class Polynomials(Config):
     validation_examples: int = Field(default=500, ge=1, le=1_000_000)
     """Validation expressions for each number of operations in `train_operations`."""
     shape: Literal["uniform", "split"] = "uniform"
-    """How the tree is drawn, given its operators: every tree shape equally likely, or, from the root down, operations
-    split uniformly between the operands."""
-    syntax: Literal["prefix", "infix"] = "prefix"
-    """How an expression is written: prefix without brackets, or infix with brackets around every operation."""
-    coefficients: Literal["constant_first", "leading_first"] = "constant_first"
-    """The order in which a polynomial's coefficients are written."""
+    """The distribution of trees, given the operators: uniform over all tree shapes, or operations split uniformly
+    between the operands, from the root down."""
+    syntax: Syntax = "prefix"
+    """The syntax of expressions: prefix without brackets, or infix with brackets around every operation."""
+    coefficients: Order = "constant_first"
+    """The order of a polynomial's coefficients."""
     pause: int = Field(default=0, ge=0, le=1000)
     """Pause tokens between the question and `=` (Appendix K)."""
     loss: Literal["all", "answer"] = "all"
-    """The tokens that training covers: all, or the answer and its end token alone."""
+    """The tokens that the loss covers: all, or the answer and its end token only."""
     unique_examples: Annotated[int | None, Neutral(None), Field(ge=1, le=100_000_000)] = None
     """The size of a finite training corpus, seen in a new order every epoch; unlimited when null."""
     hint: Annotated[Hint, Neutral("none")] = "none"
-    """A token behind each coefficient of the answer, trained on but not scored: that coefficient of the outermost
-    operation's first operand; its control, `_`, which says nothing, in the same places; or none. Later coefficients are
-    read with the true hints before them, of which the outermost operation has no use in a sum or a negation, but in a
-    product or a composition: compare within a condition, or by the first coefficient. A model that answers by itself
-    has to write the hints, too. For `objective.where` each coefficient is then an answer of its own."""
+    """A token behind each coefficient of the answer, which is trained on but not scored: the same coefficient of the
+    outermost operation's first operand (operand), or `_` as a control (filler); or no such token. Later coefficients
+    are predicted from the true hints before them. These help with a product or a composition, not with a sum or a
+    negation: compare within a condition, or by the first coefficient. A model that generates answers also has to
+    generate the hints. For `objective.where` each coefficient is then an answer of its own."""
 
     @field_validator("prime")
     @classmethod
@@ -120,14 +121,12 @@ class Polynomials(Config):
         return operations
 
     def build(self) -> "PolynomialTask":
-        """The task that this describes."""
+        """Return the task of this config."""
         return PolynomialTask(self)
 
 
-_BY_TEXT = dict(zip("-+*o", OPERATORS, strict=True))
-
 _NAMES = np.array(["", *OPERATORS, ""])
-"""By symbol."""
+"""The name of each symbol."""
 _EMPTY = 0xFFFF
 """A slot without a token; the vocabulary ends below."""
 
@@ -150,17 +149,37 @@ class _Questions(Questions):
     """[N]"""
 
 
-class PolynomialTask:
-    """Polynomial arithmetic as a task; see the module's and the config's documentation."""
+def _mean_of_means(right: NDArray[np.bool_]) -> float:
+    """Return the mean accuracy of d coefficients from [A, d] answers."""
+    return float(right.mean(axis=0).mean())
 
-    metric = "exact_match"
-    baselines: tuple[str, ...] = ("constant_answer",)
-    slices: tuple[str, ...] = ("operations", "operator", "seen")
-    main_slice = "operations"
+
+def _share_of_most_frequent(answers: NDArray[np.int64]) -> float:
+    """Return the share of the most frequent of answers [A], given as numbers from 0 on."""
+    return float(np.bincount(answers).max() / len(answers))
+
+
+class PolynomialTask(Task):
+    """Polynomial arithmetic as a task; see the module's and the config's documentation."""
 
     def __init__(self, config: Polynomials) -> None:
         self.config = config
-        self.token_types: tuple[str, ...] = ("question", "answer") + (("hint",) if config.hint != "none" else ())
+        self.metrics = Metrics(
+            metric="exact_match",
+            baselines=("constant_answer",),
+            groups=(Group("operations", margin=False), Group("operator", values=OPERATORS)),
+            curves=(
+                Curve(("exact_match", "exact_match_without_end", "coefficient_accuracy")),
+                Curve(
+                    ("exact_match", "constant_answer"),
+                    {"seen": "unseen"},
+                    each="operations",
+                    name="{measure}_operations_{operations}_seen_unseen",
+                ),
+            ),
+            token_types=("question", "answer") if config.hint == "none" else ("question", "answer", "hint"),
+            aggregates={"coefficient_accuracy": _mean_of_means, "constant_answer": _share_of_most_frequent},
+        )
         self.ring: Ring = ring(config.prime, config.degree)
         p, d = config.prime, config.degree
         self.vocabulary = (*map(str, range(p)), "-", "+", "*", "o", "=", ".", "_", "(", ")")
@@ -169,11 +188,11 @@ class PolynomialTask:
         )
         most = max(config.train_operations[1], config.test_operations[1])
         self._symbols = np.array([_EMPTY, p, p + 1, p + 2, p + 3, _EMPTY], np.uint16)
-        """The token of each symbol of a word that has one."""
+        """The token of each symbol of a word; `_EMPTY` if it has none."""
         self._stride = 1 if config.hint == "none" else 2
-        """From one coefficient of the answer to the next."""
+        """The distance between two coefficients of the answer."""
         self._tail = config.pause + d * self._stride + 2
-        """The tokens after the expression: pause, `=`, answer with its hints, end."""
+        """The number of tokens after the expression: pause, `=`, answer with hints, end."""
         self._per_operation = 1 if config.syntax == "prefix" else 3
 
         weights = [Fraction(config.operators.get(operator, 0.0)) for operator in OPERATORS]
@@ -184,19 +203,19 @@ class PolynomialTask:
         self._operand_weights = _hash_weights("operands", (most + 1) * d)
 
     def size(self, split: Split) -> int | None:
-        """The number of examples in a split; None when it is unlimited, as training is: a finite corpus repeats."""
+        """Return the number of examples in a split; None for training, where a finite corpus repeats."""
         if split == "train":
             return None
         (low, high), each = self._evaluation(split)
         return (high - low + 1) * each
 
     def max_length(self, split: Split) -> int:
-        """An upper bound on the tokens of one example of a split."""
+        """Return an upper bound on the tokens of one example of a split."""
         most = (self.config.test_operations if split == "test" else self.config.train_operations)[1]
         return most * self._per_operation + (most + 1) * self.config.degree + self._tail
 
     def examples(self, split: Split, indices: NDArray[np.int64], seed: int) -> Examples:
-        """The examples of a split at `indices` [N]; see `Task.examples`.
+        """Return the examples of a split at `indices` [N]; see `Task.examples`.
 
         Raises:
             IndexError: an index is negative, or beyond the split's size.
@@ -204,7 +223,7 @@ class PolynomialTask:
         return self._rendered(self._questions(split, indices, seed))
 
     def record(self, examples: Examples, row: int) -> dict[str, Any]:
-        """Example `row` as `operations`, `expression`, `answer`, `text` and `tokens`, parsed back from its tokens."""
+        """Return example `row` as `operations`, `expression`, `answer`, `text` and `tokens`, parsed from its tokens."""
         tokens = examples.tokens[row, : examples.lengths[row]].tolist()
         expression, answer = self.parse(tokens)
         return {
@@ -216,85 +235,57 @@ class PolynomialTask:
         }
 
     def token_type(self, examples: Examples) -> NDArray[np.uint8]:
-        """The answer with its end token, what comes before, and hints; see `Task.token_type`."""
+        """Return the type of each token [N, L]: question, answer with its end token, or hint; see `Task.token_type`."""
         answer = examples.score_mask.view(np.uint8)
         return answer + 2 * examples.token_features["hint"] if "hint" in examples.token_features else answer
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as people read them, with spaces between."""
-        return " ".join(self.vocabulary[token] for token in tokens)
-
     def parse(self, tokens: Sequence[int]) -> tuple[Expression, list[int]]:
-        """The expression and the answer that a document spells, coefficients with the constant term first.
+        """Return the expression and the answer of a document, coefficients with the constant term first.
 
         Raises:
-            BadInput: it is not a document of this task: an expression of at most `MOST_OPERATIONS` operations in the
-                configured syntax, the pause tokens, `=`, d coefficients, each with its hint if there are some, and
-                the end token. (Answer and hints may be wrong.)
+            BadInput: the tokens are not a document of this task: an expression of at most `MOST_OPERATIONS` operations
+                in the configured syntax, the pause tokens, `=`, d coefficients, each with its hint if there are some,
+                and the end token. (Answer and hints may be wrong.)
         """
-        return _Parser(self, tokens).document()
+        config, known = self.config, self.vocabulary
+        notation = Notation(config.degree, config.syntax, config.coefficients, config.pause, config.hint)
+        texts = [known[token] if 0 <= token < len(known) else "" for token in tokens]
+        return Parser(notation, texts).document()
 
     def evaluate(self, expression: Expression) -> list[int]:
-        """The value of an expression, coefficients with the constant term first."""
+        """Return the value of an expression, coefficients with the constant term first."""
         return [int(coefficient) for coefficient in self.ring.coefficients(self._value(expression))[0]]
 
-    def score(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> list[ScoreRow]:
-        """Accuracy by number of operations, outermost operator and, where some were, whether seen in training.
+    def answers(self, examples: Examples, predicted: NDArray[np.uint16], seen: NDArray[np.bool_]) -> Answers:
+        """Return a row for each answer; see `Task.answers`.
 
-        Each row has the columns `operations`; `operator` (a name or "all"); `seen` ("all", "seen" or "unseen");
-        `count`; `exact_match` (answer and end token right); `exact_match_without_end`; `coefficient_accuracy`;
-        `coefficients` (a list of d accuracies in written order); `constant_answer` (the share of the most frequent
-        answer, which bounds what any constant answer can reach). All are teacher-forced, which for the exact matches
-        is the same as greedy decoding, unless there are hints: these are not scored, and given.
+        - `operations`: the expression's number of operations; `operator`: its outermost one.
+        - `exact_match`: True if all coefficients and the end token are right; `exact_match_without_end`: True if all
+          coefficients are.
+        - `coefficient_accuracy`: in the table the mean over answers and coefficients.
+        - `coefficients`: in the table d accuracies, in written order.
+        - `constant_answer`: in the table the share of the most frequent answer, the best that a constant can reach.
+
+        Predictions are teacher-forced, which for exact matches gives the same result as greedy decoding. The exception
+        are hints, which are not scored, and are given to the model.
         """
-        d, seen = self.config.degree, seen[:, 0]
+        d = self.config.degree
         columns = examples.lengths[:, None] - 1 - self._stride * np.arange(d, -1, -1)
         truth = np.take_along_axis(examples.tokens, columns, axis=1)
         right = np.take_along_axis(predicted, columns, axis=1) == truth
-        answers = np.unique(truth[:, :d], axis=0, return_inverse=True)[1].reshape(-1)
-        operations, operator = examples.slices["operations"], examples.slices["operator"]
-
-        def measured(m: int, name: str, familiarity: str, chosen: NDArray[np.bool_]) -> ScoreRow:
-            correct = right[chosen]
-            coefficients = correct[:, :d].mean(axis=0)
-            return {
-                "operations": m,
-                "operator": name,
-                "seen": familiarity,
-                "count": len(correct),
-                "exact_match": float(correct.all(axis=1).mean()),
-                "exact_match_without_end": float(correct[:, :d].all(axis=1).mean()),
-                "coefficient_accuracy": float(coefficients.mean()),
-                "coefficients": coefficients.tolist(),
-                "constant_answer": float(np.bincount(answers[chosen]).max() / len(correct)),
-            }
-
-        table: list[ScoreRow] = []
-        for m in np.unique(operations).tolist():
-            for name in ("all", *OPERATORS):
-                chosen = (operations == m) & ((operator == name) | (name == "all"))
-                slices = {"all": chosen}
-                if (chosen & seen).any():
-                    slices |= {"seen": chosen & seen, "unseen": chosen & ~seen}
-                table += [measured(m, name, which, part) for which, part in slices.items() if part.any()]
-        return table
-
-    def summary(self, rows: list[ScoreRow]) -> dict[str, float]:
-        """Means over the numbers of operations; by that number, of unseen expressions, beside the constant answer."""
-        every = {(row["operations"], row["seen"]): row for row in rows if row["operator"] == "all"}
-        whole = [row for (_, seen), row in every.items() if seen == "all"]
-        measures = ("exact_match", "exact_match_without_end", "coefficient_accuracy")
-        means = {name: sum(row[name] for row in whole) / len(whole) for name in measures}
-        for m in sorted({m for m, _ in every}):
-            unseen = every.get((m, "unseen")) or (None if (m, "seen") in every else every[m, "all"])
-            if unseen:
-                means |= {
-                    f"{name}_operations_{m}_seen_unseen": unseen[name] for name in ("exact_match", "constant_answer")
-                }
-        return means
+        return {
+            "operations": examples.slices["operations"],
+            "operator": examples.slices["operator"],
+            "seen": seen[:, 0],
+            "exact_match": right.all(axis=1),
+            "exact_match_without_end": right[:, :d].all(axis=1),
+            "coefficient_accuracy": right[:, :d],
+            "coefficients": right[:, :d],
+            "constant_answer": np.unique(truth[:, :d], axis=0, return_inverse=True)[1].reshape(-1),
+        }
 
     def _evaluation(self, split: Split) -> tuple[tuple[int, int], int]:
-        """The range of operations of the validation or test split, and its examples for each number of them."""
+        """Return the range of operations of the validation or test split, and its examples for each number of them."""
         if split == "validation":
             return self.config.train_operations, self.config.validation_examples
         return self.config.test_operations, self.config.test_examples
@@ -308,7 +299,7 @@ class PolynomialTask:
         return KeySet(np.concatenate([self._test_keys.keys, self._large_keys("validation")]))
 
     def _large_keys(self, split: Literal["validation", "test"]) -> NDArray[np.uint64]:
-        """The keys of those expressions in a split that other splits must not contain."""
+        """Return the keys of those expressions in a split that other splits must not contain."""
         (low, high), each = self._evaluation(split)
         keys = []
         total = (high - low + 1) * each
@@ -318,7 +309,7 @@ class PolynomialTask:
         return np.concatenate(keys)
 
     def _questions(self, split: Split, indices: NDArray[np.int64], seed: int) -> _Questions:
-        """The expressions at `indices` [N], held-out ones replaced."""
+        """Return the expressions at `indices` [N], with replacements for held-out ones."""
         check_indices(split, indices, self.size(split))
         if split == "train":
             names: tuple[str | int, ...] = ("polynomials", split, seed)
@@ -346,7 +337,7 @@ class PolynomialTask:
     def _drawn(
         self, names: tuple[str | int, ...], indices: NDArray[np.int64], operations: NDArray[np.int64], most: int
     ) -> _Questions:
-        """Expressions of `operations` [N], at most `most`, from the streams that begin with `names`."""
+        """Return expressions of `operations` [N], at most `most`, from the streams that begin with `names`."""
         d = self.config.degree
         kinds = draws32(stream(*names, "operators"), indices, most)
         operators = np.full(kinds.shape, NEG, np.uint8)
@@ -370,7 +361,7 @@ class PolynomialTask:
         return _Questions(mixed(keys), operations, words, operands, leaves)
 
     def _rendered(self, questions: _Questions) -> Examples:
-        """The questions as documents, answers worked out."""
+        """Return the questions as documents with their answers."""
         config, d = self.config, self.config.degree
         count, width = questions.words.shape
         words = questions.words.reshape(-1)
@@ -382,7 +373,8 @@ class PolynomialTask:
         if config.coefficients == "leading_first":
             operands = operands[:, ::-1]
 
-        # Every symbol has a row of slots, filled from a sheet that is then read without its empty slots.
+        # Every symbol has a row of slots for its tokens. A sheet has all slots of a document, then its last tokens; the
+        # document is the sheet without the empty slots.
         tail = np.empty((count, self._tail), np.uint16)
         tail[:, : config.pause] = self._pause
         tail[:, config.pause] = self._equals
@@ -398,7 +390,7 @@ class PolynomialTask:
         sheet = np.concatenate([slots.reshape(count, width * slots.shape[1]), tail], axis=1).reshape(-1)
         lengths = questions.operations * self._per_operation + questions.leaves * d + self._tail
 
-        # 16 bits, which hold any length, make what is N by L several times cheaper.
+        # 16 bits are enough for any length, and make arrays of N by L several times cheaper.
         columns, ends = np.arange(lengths.max(initial=0), dtype=np.int16), lengths[:, None].astype(np.int16)
         document = columns < ends
         tokens = np.zeros(document.shape, np.uint16)
@@ -406,6 +398,7 @@ class PolynomialTask:
         answered = document & (columns >= ends - np.int16(self._stride * d + 1))
         scored = answered if config.hint == "none" else answered & ((ends - 1 - columns) % 2 == 0)
         outermost = _NAMES[questions.words[:, 0]]
+        features = {} if config.hint == "none" else {"hint": (answered & ~scored).view(np.uint8)}
         return Examples(
             tokens=tokens,
             lengths=lengths,
@@ -413,18 +406,18 @@ class PolynomialTask:
             score_mask=scored,
             slices={"operations": questions.operations, "operator": outermost},
             fingerprints=questions.keys[:, None],
-            token_features={} if config.hint == "none" else {"hint": (answered & ~scored).view(np.uint8)},
-            # A wrong digit is taken to spoil those after it; nothing depends on what is answered elsewhere.
+            token_features=features,
+            # A wrong coefficient is assumed to spoil those after it.
             horizons=np.where(answered, np.maximum(ends - 1 - columns, 1), 1).astype(np.uint8),
         )
 
     def _evaluated(
         self, questions: _Questions, leaf: NDArray[np.int64], operands: NDArray[np.uint16]
     ) -> tuple[Elements, NDArray[np.int64]]:
-        """The value and the number of symbols of the subtree at each of the N * W symbols, rank by rank.
+        """Return the value and the number of symbols of the subtree at each of the N * W symbols.
 
-        Each step does the operators that are k-th from the left in their words, k from the last to the first: all that
-        an operator needs lies to its right.
+        Step k evaluates the k-th operator from the left of every word, from the last to the first one, since all
+        operands of an operator lie to its right.
         """
         words = questions.words.reshape(-1)
         elements = self.ring.from_coefficients(operands)
@@ -432,6 +425,7 @@ class PolynomialTask:
         values[leaf] = elements
         sizes = np.ones(len(words), np.int64)
 
+        # [N, operations] the position of each word's k-th operator; -1 if there are fewer.
         ranks = np.full((len(questions.words), questions.operations.max(initial=1)), -1)
         present = np.arange(ranks.shape[1]) < questions.operations[:, None]
         ranks.reshape(-1)[np.flatnonzero(present)] = np.flatnonzero((words != PAD) & (words != LEAF))
@@ -450,7 +444,7 @@ class PolynomialTask:
         return values, sizes
 
     def _written(self, values: Elements) -> NDArray[np.integer]:
-        """The coefficients of values, in written order."""
+        """Return the coefficients of values, in written order."""
         coefficients = self.ring.coefficients(values)
         return coefficients if self.config.coefficients == "constant_first" else coefficients[:, ::-1]
 
@@ -463,7 +457,7 @@ class PolynomialTask:
     def _prefix(
         self, words: NDArray[np.uint8], leaf: NDArray[np.int64], operands: NDArray[np.uint16]
     ) -> NDArray[np.uint16]:
-        """[N * W, slots] for prefix syntax: an operator, or d coefficients."""
+        """Return the slots [N * W, slots] of prefix syntax: an operator, or d coefficients."""
         slots = np.full((len(words), self.config.degree), _EMPTY, np.uint16)
         slots[:, 0] = self._symbols.take(words)
         slots[leaf] = operands
@@ -476,9 +470,9 @@ class PolynomialTask:
         operands: NDArray[np.uint16],
         sizes: NDArray[np.int64],
     ) -> NDArray[np.uint16]:
-        """[N * W, slots] for infix syntax.
+        """Return the slots [N * W, slots] of infix syntax.
 
-        In a symbol's slots: the operator of which it begins the second operand; `(`, or `( -`, or d coefficients;
+        A symbol's slots are, in order: the operator whose second operand begins with it; `(`, `( -` or d coefficients;
         a `)` for each operation that ends with it.
         """
         operators = np.flatnonzero((words != PAD) & (words != LEAF))
@@ -492,77 +486,3 @@ class PolynomialTask:
         slots[leaf, 1 : 1 + self.config.degree] = operands
         slots[:, middle:][np.arange(slots.shape[1] - middle) < ending[:, None]] = self._close
         return slots
-
-
-class _Parser:
-    """Reads one document of a task, strictly, from left to right."""
-
-    def __init__(self, task: PolynomialTask, tokens: Sequence[int]) -> None:
-        self._config = task.config
-        self._texts = [task.vocabulary[token] if 0 <= token < len(task.vocabulary) else "" for token in tokens]
-        self._place = 0
-        self._operations = 0
-
-    def document(self) -> tuple[Expression, list[int]]:
-        expression = self._expression()
-        for text in ["_"] * self._config.pause + ["="]:
-            self._expect(text)
-        answer = self._polynomial(self._config.hint)
-        self._expect(".")
-        if self._place < len(self._texts):
-            raise self._wrong("the end of the document")
-        return expression, answer
-
-    def _expression(self) -> Expression:
-        if self._config.syntax == "prefix":
-            return self._operation() if self._next in _BY_TEXT else self._polynomial()
-        if self._next != "(":
-            return self._polynomial()
-        self._place += 1
-        operation = self._operation()
-        self._expect(")")
-        return operation
-
-    def _operation(self) -> Expression:
-        """An operation, without its brackets."""
-        self._operations += 1
-        if self._operations > MOST_OPERATIONS:
-            raise BadInput(f"not a document of this task: more than {MOST_OPERATIONS} operations")
-        before = [self._expression()] if self._config.syntax == "infix" and self._next != "-" else []
-        name = _BY_TEXT.get(self._next)
-        if name is None or (before and name == "neg"):
-            raise self._wrong("an operator")
-        self._place += 1
-        after = [self._expression() for _ in range((1 if name == "neg" else 2) - len(before))]
-        return [name, *before, *after]
-
-    def _polynomial(self, hint: Hint = "none") -> list[int]:
-        """Coefficients, each with its hint behind it."""
-        coefficients = []
-        for _ in range(self._config.degree):
-            coefficients.append(self._coefficient())
-            if hint == "filler":
-                self._expect("_")
-            elif hint == "operand":
-                self._coefficient()
-        return coefficients if self._config.coefficients == "constant_first" else coefficients[::-1]
-
-    def _coefficient(self) -> int:
-        text = self._next
-        if not text.isdecimal():
-            raise self._wrong("a coefficient")
-        self._place += 1
-        return int(text)
-
-    @property
-    def _next(self) -> str:
-        """The text of the next token; empty at the end, and for a token that is not in the vocabulary."""
-        return self._texts[self._place] if self._place < len(self._texts) else ""
-
-    def _expect(self, text: str) -> None:
-        if self._next != text:
-            raise self._wrong(f"'{text}'")
-        self._place += 1
-
-    def _wrong(self, allowed: str) -> BadInput:
-        return BadInput(f"not a document of this task: token {self._place} is '{self._next}', not {allowed}")

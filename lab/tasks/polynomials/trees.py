@@ -1,4 +1,4 @@
-"""Expression trees as prefix words, N at a time, and the two laws by which they are drawn.
+"""Expression trees as prefix words, N at a time, and two distributions over them.
 
 A word is a row of symbols: every operator stands before its operands, and the rest of the row is `PAD`. A tree with b
 binary operators has b + 1 leaves, so m operators need at most 2m + 1 symbols.
@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 from lab.tasks.draws import below
 
 PAD, NEG, ADD, MUL, COMPOSE, LEAF = range(6)
-"""The symbols. What is not `PAD` is positive, and all fit in three bits."""
+"""The symbols. All except `PAD` are positive, and all fit in three bits."""
 
 
 def leaf_counts(operators: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """[N] the leaves of a tree with these operators, [N, M] symbols padded with `PAD`."""
+    """Return the number of leaves [N] of trees with operators [N, M], padded with `PAD`."""
     binary: NDArray[np.int64] = np.count_nonzero(operators > NEG, axis=1)
     return 1 + binary
 
 
 def uniform_words(operators: NDArray[np.uint8], random: NDArray[np.uint32]) -> NDArray[np.uint8]:
-    """Words of the given operators, every arrangement of operators and leaves in a tree equally likely.
+    """Return words of the given operators, with every arrangement of operators and leaves in a tree equally likely.
 
-    This is the law of a random permutation rotated to the one rotation of it that is a prefix word, without the sort.
-    By the cycle lemma a share s/n of all sequences of n symbols completes a word in which s operands are still open. So
-    with u unary and b binary operators among them the next symbol is binary with probability (s+1) b / (s (n-1)), and
+    The distribution is that of a random permutation, rotated to its only rotation that is a prefix word; no sort is
+    needed. By the cycle lemma a share s/n of all sequences of n symbols completes a word with s open operands. So with
+    u unary and b binary operators among them the next symbol is binary with probability (s+1) b / (s (n-1)), and
     unary with probability u / (n-1).
 
     Args:
@@ -49,17 +49,19 @@ def uniform_words(operators: NDArray[np.uint8], random: NDArray[np.uint32]) -> N
         unary -= arity & np.uint8(1)
         still_open += arity
         still_open -= np.int16(1)
-    # Beyond its end a word goes on with what looks like leaves.
+
+    # Beyond a word's end the arities are those of leaves: make them padding.
     words = np.array([LEAF, NEG, ADD], np.uint8).take(arities)
     words *= np.arange(len(words), dtype=np.int16)[:, None] < lengths
     rows = np.ascontiguousarray(words.T)
+
     # Binary operators are exchangeable: put them, in the given order, into their places.
     rows.reshape(-1)[np.flatnonzero(rows == ADD)] = operators.reshape(-1)[np.flatnonzero(operators > NEG)]
     return rows
 
 
 def split_words(operators: NDArray[np.uint8], random: NDArray[np.uint32]) -> NDArray[np.uint8]:
-    """Words whose operators come in the given order, grown from the root down.
+    """Return words with operators in the given order, split from the root down.
 
     A binary operator that has k operations below it gives 0, 1, …, k of them to its first operand, equally likely, and
     the rest to its second.
@@ -74,7 +76,8 @@ def split_words(operators: NDArray[np.uint8], random: NDArray[np.uint32]) -> NDA
     count, most = operators.shape
     rows = np.arange(count)
     words = np.full((count, 2 * most + 1), PAD, np.uint8)
-    # For each tree a stack of the operands still to be written, as the number of operations in each.
+
+    # A stack for each tree: the numbers of operations of the operands still to be written.
     stack = np.zeros((count, most + 1), np.int64)
     stack[:, 0] = np.count_nonzero(operators, axis=1)
     top = np.zeros(count, np.int64)

@@ -1,12 +1,17 @@
-"""What stories are told with: the words and sentences of the simulator.
+"""The words and sentences of the simulator.
 
-Slots of a sentence, in braces: `A` acts, `B` is with A, `D` is someone else (each the two tokens of a name); `S` is A,
-or a pronoun where that is clear, and takes an opening like "Soon" before it, `N` is the same without an opening; `he`,
-`his`, `him` speak of A, `heB`, `himB`, `himD` of others; `trait` and `kind` say what A is, `traitB` and `kindB` what B
-is; `t` is the thing that the event is about and `adj` how it looks; `p` is A's place and `in` its preposition; `q` is
-another place and `inq` (`Inq`) its preposition; `mood` fits any place, `weather` the story's days, `how` what is said
-or shown, `pace` what else is done; a `dream` is what songs and stories are about; `magic` is the story's refrain.
-Whatever may follow "a" begins with a consonant.
+Slots of a sentence stand in braces:
+
+- `A` acts, `B` is with A, `D` is another character; each is the two tokens of a name.
+- `S` is A, or a pronoun where that is clear, after an opening like "Soon"; `N` is the same without an opening.
+- `he`, `his`, `him` are pronouns of A; `heB`, `himB`, `himD` of the others.
+- `trait` and `kind` describe A, `traitB` and `kindB` describe B.
+- `t` is the thing of the event, and `adj` its look.
+- `p` is A's place and `in` its preposition; `q` is another place and `inq` (`Inq`) its preposition.
+- `mood` describes a place, `weather` the days of the story, `how` a manner of speaking or showing, `pace` that of other
+  actions; `dream` is a subject of songs and stories; `magic` is the refrain of the story.
+
+Words that can follow "a" begin with a consonant.
 """
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -25,12 +30,12 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     ("he", "she"),
 )  # fmt: skip
-"""What a character can be, with the pronouns that fit."""
+"""Kinds of characters, with the pronouns that fit."""
 TRAITS: tuple[str, ...] = (
     "little", "young", "brave", "curious", "gentle", "funny", "clever", "friendly", "shy", "merry", "sleepy", "lonely",
     "polite", "cheerful", "bold", "lucky",
 )  # fmt: skip
-"""What a character is like."""
+"""Traits of characters."""
 
 PLACES: dict[str, str] = {
     place: preposition
@@ -43,7 +48,7 @@ PLACES: dict[str, str] = {
     }.items()
     for place in places.split()
 }
-"""Where things happen and anyone may live, with the preposition that fits."""
+"""Places, with the preposition that fits."""
 
 TOYS: tuple[str, ...] = (
     "ball", "kite", "drum", "doll", "puppet", "puzzle", "rope", "whistle", "flute", "trumpet", "bell", "lantern",
@@ -55,22 +60,22 @@ FOODS: tuple[str, ...] = (
     "pear", "plum", "peach", "cake", "cookie", "pie", "carrot", "nut", "berry", "sandwich", "pancake", "bun", "melon",
     "banana", "cherry", "lemon",
 )  # fmt: skip
-"""Things that can be eaten."""
+"""Things to eat."""
 
 LOOKS: tuple[str, ...] = (
     "red", "blue", "green", "yellow", "white", "black", "brown", "purple", "pink", "golden", "silver", "big", "small",
     "tiny", "shiny", "pretty", "strange", "lovely", "bright", "fine", "striped", "beautiful", "wonderful", "precious",
 )  # fmt: skip
-"""How a toy can look."""
+"""Looks of toys."""
 TASTES: tuple[str, ...] = (
     "big", "small", "tiny", "fresh", "lovely", "fine", "tasty", "delicious", "wonderful", "beautiful", "perfect",
 )  # fmt: skip
-"""How food can be."""
+"""Looks and tastes of food."""
 MOODS: tuple[str, ...] = (
     "quiet", "lovely", "still", "peaceful", "calm", "beautiful", "pleasant", "wonderful",
 )  # fmt: skip
 WEATHERS: tuple[str, ...] = ("sunny", "warm", "cold", "fine", "lovely", "bright", "windy", "mild", "beautiful", "cool")
-"""A story has one."""
+"""Kinds of weather; a story has one."""
 MANNERS: tuple[str, ...] = (
     "happily", "softly", "kindly", "gently", "cheerfully", "proudly", "quietly", "warmly", "merrily", "sweetly",
     "politely", "playfully", "dreamily", "shyly", "gladly",
@@ -82,7 +87,7 @@ DREAMS: tuple[str, ...] = (
     "king", "queen", "giant", "whale", "ship", "comet", "snake", "rainbow", "snowman", "treasure", "dinosaur", "ghost",
     "clown", "spaceship", "rocket", "pumpkin", "mermaid", "volcano", "peacock", "witch", "monster", "circus", "dolphin",
 )  # fmt: skip
-"""What no story has, but what is told, sung, drawn and dreamed of."""
+"""Subjects of tales, songs, drawings and dreams, which no story has as characters or things."""
 
 OPENINGS: dict[str, tuple[int, int, int | None]] = {
     "": (0, 4, None),
@@ -102,9 +107,9 @@ OPENINGS: dict[str, tuple[int, int, int | None]] = {
     "The next day": (3, 4, 2),
     "Meanwhile": (5, 5, None),
 }
-"""What may stand before `S`: from when to when, and when it is then, if that changes.
+"""Openings before `S`: the first and the last hour at which one is possible, and the hour after it, if that changes.
 
-0 is long ago, 1 to 4 are morning, noon, afternoon and evening; "Meanwhile" is for a change of place.
+Hour 0 is long ago, 1 to 4 are morning, noon, afternoon and evening; "Meanwhile" is used after a change of place only.
 """
 
 EVENTS: dict[str, tuple[int, tuple[str, ...]]] = {

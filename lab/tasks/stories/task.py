@@ -1,4 +1,8 @@
-"""Children's stories from a simulator, told about characters whose names are two tokens: the task of Section 4.1."""
+"""Simulated children's stories about characters with two-token names (arXiv 2404.19737, Section 4.1).
+
+tokens    Once upon a time there was a fox named Mi ra . Soon Mi ra went to the pond . ... <end>
+scored                                                             ^
+"""
 
 from functools import lru_cache
 from typing import Annotated, Literal
@@ -8,12 +12,15 @@ from pydantic import Field, field_validator
 
 from lab.config import Config, Neutral
 from lab.tasks.base import Split
-from lab.tasks.stories.induction import Hint, NameLaw, Names, Share, StoryTask
-from lab.tasks.stories.simulator import MOST_CHARACTERS, Simulator, lexicon
+from lab.tasks.stories.induction import Hint, StoryTask
+from lab.tasks.stories.names import Names, NameSampler, Share
+from lab.tasks.stories.phrasebook import lexicon
+from lab.tasks.stories.simulation import MOST_CHARACTERS
+from lab.tasks.stories.simulator import Simulator
 from lab.tasks.tokenizers import Bpe, BpeTokens, Bytes, ByteTokens, Tokenizer, Tokens, Words, WordTokens, train_bpe
 
 _BPE_STORIES = 4096
-"""Stories that BPE is trained on: the same for every recipe, so that recipes can be mixed."""
+"""The number of stories that BPE is trained on; they are the same in all recipes, so that recipes can be mixed."""
 
 
 class Stories(Config):
@@ -21,29 +28,29 @@ class Stories(Config):
 
     name: Literal["stories"] = "stories"
     tokens: Tokens = Words()
-    """What a token is; its name selects it."""
+    """The kind of tokens; its name selects it."""
     names: Names = Names()
-    """How characters are named."""
+    """The names of characters."""
     characters: tuple[int, int] = (1, 4)
-    """The fewest and the most characters of a story; uniform between. (Short stories end before all are met.)"""
+    """The fewest and the most characters of a story; uniform between. (Short stories end before all are introduced.)"""
     length: tuple[int, int] = (96, 160)
-    """Where stories end: each has a bound in tokens, uniform between these, and ends with the last sentence that fits.
-    Bytes need about five times as many as words, BPE about twice."""
+    """The range of a story's bound in tokens, uniform between; a story ends with the last sentence that fits. Bytes
+    need about five times as many tokens as words, BPE about twice as many."""
     pronouns: Share = 0.3
-    """The share of "he" and "she" where a sentence's subject could be one; fewer pronouns, more mentions."""
+    """The share of pronouns among the subjects that could be "he" or "she"; the others are mentions of names."""
     refrains: Share = 0.3
-    """The share of stories with a refrain: six random name tokens, sung again and again (as far as length allows)."""
+    """The share of stories with a refrain: six random name tokens, repeated as often as the length allows."""
     validation_examples: int = Field(default=100, ge=1, le=1_000_000)
-    """Validation stories; each is told with fresh and with pool names."""
+    """Validation stories; each occurs with fresh names, and with names of the pool."""
     test_examples: int = Field(default=100, ge=1, le=1_000_000)
-    """Test stories (paper: 100); each is told with fresh and with pool names."""
+    """Test stories (paper: 100); each occurs with fresh names, and with names of the pool."""
     unique_examples: int | None = Field(default=None, ge=1, le=100_000_000)
     """The size of a finite training corpus, seen in a new order every epoch (paper: up to 90); unlimited when null."""
     hint: Annotated[Hint, Neutral("none")] = "none"
-    """Two tokens behind each name, beyond `length`: that say its first token again, for a head that looks two tokens
-    ahead to predict (`lab.tasks.induction`); their control, fillers, with the same vocabulary; or none. They are not
-    scored. Names that come later are read with the hints before them, which say at a name's place what it begins with,
-    to each arm alike: compare within a condition. A model that tells stories by itself has to write them, too."""
+    """Two tokens behind each name, not counted in `length`: repetitions of its first token, which a head that predicts
+    two tokens ahead has to predict (`lab.tasks.stories.induction`); fillers as a control, with the same vocabulary; or
+    none. They are not scored. Later names are predicted from the hints before them, which contain their first tokens,
+    in all arms alike: compare within a condition. A model that generates stories also has to generate the hints."""
 
     @field_validator("characters")
     @classmethod
@@ -60,13 +67,13 @@ class Stories(Config):
         return length
 
     def build(self) -> StoryTask:
-        """The task that this describes.
+        """Return the task of this config.
 
         Raises:
-            BadInput: stories are too short, or the tokens do not have such names.
+            BadInput: stories are too short, or the tokens allow no such names.
         """
         tokenizer = _tokenizer(self.tokens, self.names.syllable_tokens())
-        NameLaw(self.names, self.tokens, tokenizer, MOST_CHARACTERS)  # the task draws them late; refuse early
+        NameSampler(self.names, self.tokens, tokenizer, MOST_CHARACTERS)  # raises early; the task makes its own later
         counts: dict[Split, int | None] = {
             "train": self.unique_examples,
             "validation": self.validation_examples,
@@ -85,10 +92,8 @@ def _tokenizer(tokens: Words | Bytes | Bpe, syllables: int) -> Tokenizer:
         case Bytes():
             return ByteTokens({word.lower() for word in words})
         case Bpe():
-            told = Stories(names=Names(fresh=1.0), test_examples=1).build()
-            examples = told.examples("train", np.arange(_BPE_STORIES), 0)
-            decode = told.source.tokenizer.decode
-            texts = (
-                decode(row[:length].tolist()) for row, length in zip(examples.tokens, examples.lengths, strict=True)
-            )
+            task = Stories(names=Names(fresh=1.0), test_examples=1).build()
+            examples = task.examples("train", np.arange(_BPE_STORIES), 0)
+            rows = zip(examples.tokens, examples.lengths, strict=True)
+            texts = (task.source.tokenizer.decode(row[:length].tolist()) for row, length in rows)
             return BpeTokens(train_bpe(texts, tokens.vocabulary), {word.lower() for word in words})

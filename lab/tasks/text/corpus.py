@@ -1,9 +1,10 @@
-"""Stories out of .txt, .jsonl and .parquet files, one after another, in bounded memory."""
+"""Reads stories from .txt, .jsonl and .parquet files, one after another, in bounded memory."""
 
 import codecs
 import glob
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -20,15 +21,15 @@ from lab.tasks.letters import canonical_text
 ENDINGS = (".txt", ".parquet", ".jsonl")
 Layout = Literal["own_line", "line_end", "blank_line", "every_line"]
 _BLOCK = 1 << 24
-"""Bytes of text that are read at once."""
+"""The number of bytes of text that are read at once."""
 _LONGEST = 1 << 26
-"""Characters of the longest story."""
+"""The largest number of characters of a story."""
 _ROWS = 4096
-"""Rows of a parquet file that are read at once."""
+"""The number of rows of a parquet file that are read at once."""
 _SMALL = 1 << 20
-"""Bytes of a file that is hashed whenever it is asked for."""
+"""The largest number of bytes of a file whose hash is not cached."""
 _HEAD = 1 << 10
-"""Bytes at a file's beginning that tell of what kind it is."""
+"""The number of bytes at a file's beginning that show its kind."""
 
 _KINDS: tuple[tuple[bytes, str], ...] = (
     (rb"version https://git-lfs\.github\.com/", "a Git LFS pointer in place of the file; `git lfs pull` fetches that"),
@@ -49,24 +50,24 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
     (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32; `iconv -f UTF-32 -t UTF-8` makes it UTF-8"),
     (rb"\xff\xfe|\xfe\xff", "UTF-16; `iconv -f UTF-16 -t UTF-8` makes it UTF-8"),
 )
-"""Beginnings of files that hold no stories as they are, and what such files are."""
+"""Beginnings of files that are not plain stories, and the kinds of such files."""
 _PARQUET, _JSON = re.compile(rb"PAR1"), re.compile(rb'(\xef\xbb\xbf)?\s*\{\s*"[^"\n]*"\s*:')
 _BLANKS = r"(?:[^\S\n]|[\u200b\u2060\ufeff])*"
-"""White space, seen or not, within a line."""
+"""White space within a line, visible or not."""
 _STANDS: dict[Layout, str] = {
     "own_line": "on a line of its own; the others are line_end, blank_line and every_line",
     "line_end": "at the end of a line",
     "blank_line": "nowhere",
     "every_line": "nowhere",
 }
-"""The place of a separator that parts stories."""
+"""The position of a separator between stories."""
 
 
 def matched(patterns: Sequence[str]) -> list[Path]:
-    """The files that paths and glob patterns name, each once, those of one pattern in order of their names.
+    """Return the files of paths and glob patterns, each once; those of one pattern are sorted by name.
 
-    What exists is no pattern, whatever its characters: a file, or the folder that a pattern begins with. A leading `~`
-    is the home folder.
+    The path of an existing file is not a pattern, and neither is an existing folder at the beginning of a pattern, even
+    with characters like `*`. A leading `~` is the home folder.
 
     Raises:
         ValueError: a pattern matches nothing, or a file that is neither text nor JSON lines nor parquet.
@@ -84,7 +85,7 @@ def matched(patterns: Sequence[str]) -> list[Path]:
 
 
 def _named(pattern: str) -> list[Path]:
-    """The path that a pattern is, or what matches it below the folders at its beginning that exist."""
+    """Return the path itself if it exists, else the matches of the pattern below its existing folders."""
     path = located(pattern)
     if not pattern or os.path.exists(path):
         return [path] if pattern else []
@@ -94,12 +95,12 @@ def _named(pattern: str) -> list[Path]:
 
 
 def fingerprint(files: Sequence[Path]) -> str:
-    """The SHA-256 of the files' own SHA-256s in order, as lines of hexadecimal digits.
+    """Return the SHA-256 of the files' own SHA-256s in order, as lines of hexadecimal digits.
 
     Large files are not read again while their path, size and time of change are the same.
 
     Raises:
-        BadInput: a file cannot be read, or is of another kind than its name says.
+        BadInput: a file cannot be read, or its kind does not match its name.
     """
     return hashlib.sha256("".join(f"{_digest(file)}\n" for file in files).encode()).hexdigest()
 
@@ -127,10 +128,10 @@ def _digest(file: Path) -> str:
 
 
 def _check_kind(file: Path, head: bytes) -> None:
-    """Refuse a file whose beginning says that it is of another kind than its name.
+    """Raise for a file whose beginning does not match the kind in its name.
 
     Raises:
-        BadInput: says what it is.
+        BadInput: the message names the kind.
     """
     for beginning, kind in _KINDS:
         if re.match(beginning, head):
@@ -145,33 +146,36 @@ def _check_kind(file: Path, head: bytes) -> None:
 def stories(
     files: Sequence[Path], column: str, separator: str, layout: Layout = "own_line"
 ) -> Iterator[tuple[str, float]]:
-    """Every story, and the share of all files that is read with it.
+    """Yield every story, and the share of all files that has been read.
 
-    Stories come as `canonical_text`; empty ones are left out.
+    Stories are in `canonical_text` form; empty ones are left out.
 
     Args:
         files: .txt in UTF-8, .jsonl and .parquet.
-        column: of a .jsonl or .parquet file; each row is a story.
-        separator: between two stories of a .txt file.
-        layout: the way stories are parted in a .txt file.
+        column: the column of a .jsonl or .parquet file; each row is a story.
+        separator: the separator between two stories of a .txt file.
+        layout: the way stories are separated in a .txt file.
 
     Raises:
-        BadInput: a file cannot be read as that, or has the separator where the layout has none.
+        BadInput: a file cannot be read in this way, or has the separator where the layout does not allow it.
     """
     separator, sizes = separator.strip(), [_size(file) for file in files]
-    # At the end of a line the separator joins what is before it, so that there a part of something longer is in doubt.
+    # With the layout line_end, a separator at the end of a line may also be part of a longer word.
     doubt = f"|{re.escape(separator)}{_BLANKS}$" if layout == "line_end" else ""
     stray = re.compile(_whole(separator) + doubt, re.MULTILINE)
-    for file, size, before in zip(files, sizes, (sum(sizes[:k]) for k in range(len(sizes))), strict=True):
+    done = itertools.accumulate(sizes, initial=0)
+    for file, size, before in zip(files, sizes, done, strict=False):
         ending, unit = file.suffix.lower(), "line"
         if ending == ".parquet":
-            told, unit = _of_parquet(file, column), "row"
+            texts, unit = _of_parquet(file, column), "row"
+        elif ending == ".jsonl":
+            texts = _of_json(file, size, column)
         else:
-            told = _of_json(file, size, column) if ending == ".jsonl" else _of_text(file, size, separator, layout)
+            texts = _of_text(file, size, separator, layout)
         empty = True
-        for text, place, share in told:
-            if separator in text and (met := stray.search(text)):
-                below = text.count("\n", 0, met.start()) if ending == ".txt" else 0
+        for text, place, share in texts:
+            if separator in text and (found := stray.search(text)):
+                below = text.count("\n", 0, found.start()) if ending == ".txt" else 0
                 right = (
                     f"with layout {layout} it stands {_STANDS[layout]}" if ending == ".txt" else f"a {unit} is a story"
                 )
@@ -199,7 +203,7 @@ def _size(file: Path) -> int:
 
 
 def _whole(separator: str) -> str:
-    """The pattern of a separator that is no part of something longer, as END is of FRIEND and *** of *****."""
+    """Return a pattern for a separator that is not part of a longer word, as END in FRIEND or *** in *****."""
     if not separator:
         return "(?!)"
     run = re.escape(separator[0]) if len({*separator}) == 1 else "(?!)"
@@ -209,7 +213,7 @@ def _whole(separator: str) -> str:
 
 
 def _of_text(file: Path, size: int, separator: str, layout: Layout) -> Iterator[tuple[str, int, float]]:
-    """The text between cuts, the line at which it begins, and the share of the file that is read with it."""
+    """Yield the text between cuts, the line at which it begins, and the share of the file that has been read."""
     cut = re.compile(
         {
             "own_line": f"^{_BLANKS}{_whole(separator)}{_BLANKS}$",
@@ -239,7 +243,7 @@ def _of_text(file: Path, size: int, separator: str, layout: Layout) -> Iterator[
 
 
 def _blocks(file: Path) -> Iterator[tuple[str, int, bool]]:
-    """The text of a UTF-8 file, with "\\n" at the ends of lines, the bytes read so far, and whether there may be more.
+    """Yield text of a UTF-8 file with "\\n" line ends, the bytes read so far, and True if there may be more.
 
     Raises:
         BadInput: the file cannot be read, or a byte of it is no text.
@@ -267,7 +271,7 @@ def _blocks(file: Path) -> Iterator[tuple[str, int, bool]]:
 
 
 def _of_json(file: Path, size: int, column: str) -> Iterator[tuple[str, int, float]]:
-    """The text of each line, its number, and the share of the file that is read with it."""
+    """Yield the text of each line, its number, and the share of the file that has been read."""
     read = 0
     try:
         with file.open("rb") as stream:
@@ -308,7 +312,7 @@ def _no_column(where: str, column: str, known: list[str]) -> BadInput:
 
 
 def _of_parquet(file: Path, column: str) -> Iterator[tuple[str, int, float]]:
-    """The text of each row, its number, and the share of the file that is read with it."""
+    """Yield the text of each row, its number, and the share of the file that has been read."""
     import pyarrow
     from pyarrow import parquet, types
 

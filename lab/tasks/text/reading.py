@@ -1,4 +1,7 @@
-"""Two rules for reading a story: which words are the names of its characters, and where it can be parted.
+"""Two rules for stories: the words that are names of its characters, and the places where it can be split.
+
+    text          One day Tom saw a ball . Then Anna met Tom .      (Anna occurs once, so she keeps her name)
+    characters                1                              1
 
 A name is a capitalised word (at least two letters, not joined to another) that occurs twice or more in the
 story, at least once in mid-sentence (after a word or a comma), whose small-letter form makes up at most 1 % of its
@@ -20,7 +23,7 @@ from lab.tasks.letters import is_letter, is_lost
 from lab.tasks.tokenizers import CAPITALISED, CLITIC
 
 CHARACTERS = 8
-"""The most characters of a story."""
+"""The largest number of characters of a story."""
 SMALL_LETTERS = 0.01
 """The largest share of a name's occurrences that may be in small letters."""
 _NOT_NAMES = """
@@ -41,20 +44,20 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Kinds:
-    """What each of K pieces is: [K] each. Piece 0 stands for a story's end, and is nothing."""
+    """Properties of K pieces, [K] each. Piece 0 is a story's end and has none of them."""
 
     name: Bools
-    """May be a name, as far as the piece and all files tell."""
+    """May be a name, by the piece itself and its occurrences in all files."""
     begins: Bools
-    """Begins with a letter, or with what stands for one that was lost."""
+    """Begins with a letter, or with a replacement for a lost one."""
     ends: Bools
     """Ends with a letter."""
     inside: Bools
-    """What follows is in mid-sentence: a word or a comma."""
+    """A word or a comma, after which a sentence continues."""
     small: Bools
     """A word that begins with a small letter."""
     space: Bools
-    """A space, of whatever width."""
+    """A space of any width."""
     white: Bools
     """A space or other white space."""
     stop: Bools
@@ -64,7 +67,7 @@ class Kinds:
 
 
 def kinds(texts: list[str], counts: I64) -> Kinds:
-    """What pieces are, given their `texts` [K] and how often each occurs in all files, `counts` [K]."""
+    """Return the properties of pieces, given their `texts` [K] and their `counts` [K] in all files."""
     ids = {text: piece for piece, text in enumerate(texts)}
 
     def is_name(text: str) -> bool:
@@ -90,7 +93,7 @@ def kinds(texts: list[str], counts: I64) -> Kinds:
 
 
 def _before(values: NDArray[Any], by: int = 1) -> NDArray[Any]:
-    """The value `by` places before each; zeros at first."""
+    """Return the value `by` places before each one; zeros at the beginning."""
     return np.concatenate([np.zeros(by, values.dtype), values[:-by]])
 
 
@@ -99,11 +102,11 @@ def _after(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def characters(text: NDArray[np.uint32], kind: Kinds) -> U8:
-    """Find the names of stories.
+    """Return the characters that pieces name.
 
     Args:
         text: [P] numbers of pieces; after each story comes a 0.
-        kind: of the pieces.
+        kind: the properties of the pieces.
 
     Returns:
         [P] 1 + c where a piece is the name of its story's character c, else 0.
@@ -127,9 +130,9 @@ def characters(text: NDArray[np.uint32], kind: Kinds) -> U8:
 
 
 def parts(text: NDArray[np.uint32], kind: Kinds, at: I64, limit: int) -> tuple[I64, I64, I64]:
-    """Part stories that are too long: at the last end of a sentence that fits, else between pieces, else anywhere.
+    """Return the parts of stories, split at the last end of a sentence that fits, else between pieces, else anywhere.
 
-    White space where a story is parted is lost.
+    White space at a split is dropped.
 
     Args:
         text: [P] numbers of pieces; after each story comes a 0.
@@ -174,10 +177,10 @@ def parts(text: NDArray[np.uint32], kind: Kinds, at: I64, limit: int) -> tuple[I
 
 
 def rank(groups: I64) -> I64:
-    """The place of each [N] within its group, from 0 on; the groups' numbers ascend."""
+    """Return the position [N] of each element within its group, from 0 on; groups are in ascending order."""
     return np.arange(len(groups)) - np.searchsorted(groups, groups)
 
 
 def ragged(starts: I64, lengths: I64) -> I64:
-    """start, start + 1, …, as many as the length says, for each start [N], one after another."""
+    """Return start, start + 1, … for each start [N], as many numbers as its length, concatenated."""
     return np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
