@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from lab.experiments.experiment import Experiment, experiment_from, overridden
+from lab.experiments.result import RunResult, checked
 from lab.experiments.store import RunDirectory, read_json_lines
 
 TINY: dict[str, Any] = {
@@ -60,7 +61,7 @@ def tiny(*overrides: str) -> Experiment:
 TIMES = {"seconds", "tokens_per_second", "evaluation_seconds", "peak_memory_bytes", "hardware", "finished", "commit"}
 
 
-def without_times(row: dict[str, Any]) -> dict[str, Any]:
+def without_times(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in TIMES}
 
 
@@ -74,7 +75,30 @@ def same_end(one: RunDirectory, other: RunDirectory) -> None:
         weights, theirs = (load_file(each.weights / name) for each in (one, other))
         assert weights.keys() == theirs.keys()
         assert all(torch.equal(weights[key], theirs[key]) for key in weights)
-    assert without_times(one.read_result() or {}) == without_times(other.read_result() or {})
+    assert without_times(of(one.read_result())) == without_times(of(other.read_result()))
+
+
+def of(result: RunResult | None) -> RunResult:
+    """The result of a run that is finished."""
+    assert result is not None
+    return result
+
+
+def result_of(identity: str, **fields: Any) -> RunResult:
+    """A complete made-up result, with `fields` of its own."""
+    result: Any = {
+        "identity": identity,
+        "experiment": {},
+        **dict.fromkeys(("steps", "tokens", "parameters", "non_embedding_parameters", "peak_memory_bytes"), 1),
+        **dict.fromkeys(("flops", "seconds", "evaluation_seconds", "tokens_per_second"), 1.0),
+        "hardware": {"host": "h", "cpu": "c", "cores": 1, "threads": 1, "device": "cpu"},
+        "versions": {},
+        "commit": None,
+        "finished": "2026-01-01T00:00:00+00:00",
+        "scores": [{"split": "test", "checkpoint": "final", "count": 5}],
+        **fields,
+    }
+    return checked(result)
 
 
 @contextmanager

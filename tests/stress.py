@@ -27,9 +27,10 @@ import click
 import yaml
 
 from lab.cli.console import print_json
+from lab.experiments.result import RunResult
 from lab.experiments.store import RunDirectory, keep_results, kept_results, read_json_lines
 from lab.experiments.sweep import Sweep, load_sweep
-from tests.conftest import TINY, same_end
+from tests.conftest import TINY, result_of, same_end
 
 WORKERS = 2
 
@@ -158,11 +159,11 @@ class KeepStress:
         self.said: set[str] = set()
         self.kills = self.ends = self.replaced = self.lost = self.doubled = self.differing = 0
 
-    def result(self, identity: str) -> dict[str, Any]:
+    def result(self, identity: str) -> RunResult:
         """A result of a real one's form and size."""
         curve = [{"step": step, "validation/loss": self.random.random()} for step in range(self.random.randrange(400))]
         scores = [{"split": "test", "checkpoint": "final", "count": 9, "exact_match": self.random.random()}]
-        return {"identity": identity, "non_embedding_parameters": 7, "scores": scores, "curve": curve}
+        return result_of(identity, scores=scores, curve=curve)
 
     def lines(self) -> dict[str, list[bytes]]:
         """The lines of all tables, by identity; a table that is not whole raises."""
@@ -248,7 +249,7 @@ def _keep(folder: Path, table: str, results: dict[str, Any], replace: list[str],
     said.send((told.added, told.replaced))
 
 
-def _columns(result: dict[str, Any]) -> dict[str, list[Any]]:
+def _columns(result: RunResult) -> dict[str, list[Any]]:
     """A result's scores, of one row, as a table has them."""
     return {name: [value] for name, value in result["scores"][0].items()}
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from lab.errors import BadInput, Failure
 from lab.experiments.experiment import Experiment
+from lab.experiments.result import Inherited
 from lab.experiments.store import RunDirectory, find_run
 from lab.learning.data import examples_per_step
 from lab.objectives import LanguageModel
@@ -49,7 +50,7 @@ def read_weights(run: RunDirectory, path: Path, field: str) -> dict[str, torch.T
         raise BadInput(f"{field}: {path} cannot be read ({error}); remove {run.path} to run it again") from None
 
 
-def load_matching(model: LanguageModel, weights: dict[str, torch.Tensor]) -> dict[str, dict[str, int]]:
+def load_matching(model: LanguageModel, weights: dict[str, torch.Tensor]) -> Inherited:
     """Give a model the weights that another ended with, all that it has, too, by name and shape.
 
     Heads beyond the other model's keep the initial weights that their seed gives them; its heads beyond the model's are
@@ -69,12 +70,15 @@ def load_matching(model: LanguageModel, weights: dict[str, torch.Tensor]) -> dic
     if any(name.startswith("decoder.") for name in (*new, *dropped)):
         raise BadInput("init_from: is not allowed: the run that it names has another trunk or vocabulary")
     model.load_state_dict(taken, strict=False)
-    counts: dict[str, dict[str, int]] = {}
-    for fate, part in {"taken": taken, "new": new, "dropped": dropped}.items():
-        counts[fate] = {}
-        for name, weight in part.items():
-            place = "decoder" if name.startswith("decoder.") else ".".join(name.split(".")[:3])  # objective.heads.0
-            counts[fate][place] = counts[fate].get(place, 0) + weight.numel()
+    return {"taken": _counts(taken), "new": _counts(new), "dropped": _counts(dropped)}
+
+
+def _counts(weights: dict[str, torch.Tensor]) -> dict[str, int]:
+    """Return the number of parameters of the decoder and of each part of the objective (`objective.heads.0`)."""
+    counts: dict[str, int] = {}
+    for name, weight in weights.items():
+        part = "decoder" if name.startswith("decoder.") else ".".join(name.split(".")[:3])
+        counts[part] = counts.get(part, 0) + weight.numel()
     return counts
 
 

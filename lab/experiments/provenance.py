@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lab.experiments.result import Hardware
 from lab.home import home
 from lab.models import kernels
 
@@ -22,15 +23,21 @@ _ARITHMETIC = (
 """Variables by which libraries round otherwise, which nothing in the process can undo."""
 
 
-def hardware(device: torch.device) -> dict[str, Any]:
+def hardware(device: torch.device) -> Hardware:
     """The machine, in words and numbers, and what is set of variables that move last bits."""
-    about: dict[str, Any] = {"host": platform.node(), "cpu": _cpu_name(), "cores": cores()}
-    about["threads"] = torch.get_num_threads()
-    about["instructions"] = torch.backends.cpu.get_cpu_capability()
-    about["kernels"] = "compiled" if device.type == "cpu" and kernels.library() else "torch"
-    about["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    moved = {name: value for name, value in os.environ.items() if re.fullmatch(_ARITHMETIC, name)}
-    return {**about, **({"variables": moved} if moved else {})}
+    about: Hardware = {
+        "host": platform.node(),
+        "cpu": _cpu_name(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "kernels": "compiled" if device.type == "cpu" and kernels.library() else "torch",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
+    variables = {name: value for name, value in os.environ.items() if re.fullmatch(_ARITHMETIC, name)}
+    if variables:
+        about["variables"] = variables
+    return about
 
 
 def cores() -> int:

@@ -16,6 +16,7 @@ from lab.errors import BadInput, Failure, one_line
 from lab.experiments import provenance
 from lab.experiments.experiment import Experiment
 from lab.experiments.inheritance import final_weights, load_matching, seen_in_training
+from lab.experiments.result import checked
 from lab.experiments.store import Result, RunDirectory, find_run, read_json_lines, write_json
 from lab.files import atomic_write
 from lab.learning.callbacks import Checkpoint, CheckpointFiles, JsonLines, Record, Snapshots, Validate
@@ -136,7 +137,7 @@ def execute(
 
         # Result.
         tokens = int(module.tokens)
-        result = {
+        finished: Result = {
             "identity": experiment.identity,
             "experiment": experiment.model_dump(mode="json"),
             "steps": experiment.train.steps,
@@ -151,7 +152,6 @@ def execute(
             "backward": order,
             "layout": layout,
             "clip_share": clip_share(directory),
-            **({"inherited": inherited} if inherited else {}),
             "hardware": provenance.hardware(device),
             "versions": provenance.versions(),
             "commit": provenance.commit(),
@@ -159,9 +159,12 @@ def execute(
             "curve": validate.curve,
             "scores": scores,
         }
-        write_json(directory.result, result)
+        if inherited:
+            finished["inherited"] = inherited
+        finished = checked(finished)  # in the record's order
+        write_json(directory.result, finished)
         directory.checkpoint.unlink(missing_ok=True)  # only resuming needs it
-        return result
+        return finished
 
 
 def clip_share(directory: RunDirectory) -> float | None:

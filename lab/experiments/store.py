@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 from lab.config import did_you_mean
 from lab.errors import BadInput, Failure, MachineFault, blamed
 from lab.experiments.experiment import Experiment, dump_yaml, load_experiment
+from lab.experiments.result import RunResult, checked
 from lab.files import atomic_write, located, locked
 from lab.home import home
 
-Result = dict[str, Any]
-"""The content of a result.json; see `lab.experiments.run` for its fields."""
-
+Result = RunResult
+"""The record of a finished run, under the name that callers import from here."""
 
 _TABLES = {"scores", "curve"}
 """The parts of a result that are lists of rows."""
@@ -120,12 +120,12 @@ class RunDirectory:
             Failure: the file is there and is not this experiment's result.
         """
         try:
-            result = json.loads(self.result.read_text(encoding="utf-8"))
-            if _is_result(result) and result["identity"] == self.experiment.identity:
-                return result  # type: ignore[no-any-return]
+            result = checked(json.loads(self.result.read_text(encoding="utf-8")))
+            if result["identity"] == self.experiment.identity:
+                return result
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError):
             pass
         raise Failure(f"{self.result}: is not the result of run {self.experiment.identity}; move it away to run anew")
 
@@ -211,26 +211,14 @@ def _kept(table: Path, state: tuple[int, ...]) -> dict[str, Result]:
     results = {}
     for number, line in enumerate(table.read_bytes().splitlines(), start=1):
         try:
-            result = json.loads(line)
-            for name in _TABLES & result.keys():  # the first results were kept without a curve
-                result[name] = _rows(result[name])
-            sound = _is_result(result)
-        except (TypeError, KeyError, AttributeError, ValueError):
-            sound = False
-        if not sound:
-            raise BadInput(f"{table}, line {number}: not a run's result")
+            content = json.loads(line)
+            for name in _TABLES & content.keys():  # the first results were kept without a curve
+                content[name] = _rows(content[name])
+            result = checked(content)
+        except (TypeError, AttributeError, ValueError):
+            raise BadInput(f"{table}, line {number}: not a run's result") from None
         results[result["identity"]] = result
     return results
-
-
-def _is_result(content: Any) -> bool:
-    """Whether it has what reports read of every result."""
-    try:
-        named = isinstance(content["identity"], str) and isinstance(content["non_embedding_parameters"], int)
-        scored = [{"split", "checkpoint", "count"} <= row.keys() for row in content["scores"]]
-    except (TypeError, KeyError, AttributeError):
-        return False
-    return named and bool(scored) and all(scored)
 
 
 def own_table(path: str, name: str, scale: str, folder: Path) -> tuple[Path, bool]:
@@ -339,9 +327,11 @@ def _alike(line: bytes, before: bytes) -> bool:
 
 
 def _line(result: Result) -> bytes:
-    """A result as its line in a table."""
-    tables = {name: _columns(result[name]) for name in _TABLES & result.keys()}
-    return json.dumps({**result, **tables}).encode() + b"\n"
+    """Return a result as its line in a table, its lists of rows by column."""
+    content: dict[str, Any] = dict(result)
+    for name in _TABLES & content.keys():
+        content[name] = _columns(content[name])
+    return json.dumps(content).encode() + b"\n"
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

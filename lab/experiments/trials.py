@@ -236,8 +236,8 @@ class _Worker:
         scores, examples = zip(*map(validation_score, experiments, results), strict=True)
         trial.set_user_attr("scores", scores)
         trial.set_user_attr("examples", min(examples))
-        about = ("hardware", "versions", "commit", "finished")
-        trial.set_user_attr("provenance", {part: results[0][part] for part in about})
+        about = {"hardware", "versions", "commit", "finished"}
+        trial.set_user_attr("provenance", {part: value for part, value in results[0].items() if part in about})
         return fmean(scores)
 
     def run(self, experiment: Experiment, name: str, judge: Callable[[list[ScoreRow]], bool]) -> Result | None:

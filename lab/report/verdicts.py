@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lab.experiments.result import Hardware
 from lab.experiments.store import Result
 from lab.experiments.sweep import Cell, Primary, Sweep
 from lab.report.endpoints import scored
@@ -169,7 +170,7 @@ def _judged(sweep: Sweep, scores: pd.DataFrame) -> tuple[list[ScoreRow], list[Sc
     return rows, trends
 
 
-def _machine(hardware: dict[str, Any]) -> str:
+def _machine(hardware: Hardware) -> str:
     where = "" if hardware["device"] == "cpu" else f", {hardware['device']}"
     return f"{hardware['cpu']}, {hardware['cores']} cores, threads a run: {hardware['threads']}{where}"
 

@@ -22,7 +22,7 @@ from lab.experiments import store as stores
 from lab.experiments.experiment import dump_yaml
 from lab.home import home
 from lab.report import studies
-from tests.conftest import TINY, tiny
+from tests.conftest import TINY, result_of, tiny
 
 FOLDER = None
 Content = str | bytes | None
@@ -109,16 +109,10 @@ ONE = tiny("objective.n=1")  # what runs begin from
 RUN = f"runs/{ONE.label}"
 CONFIG, DONE = (
     dump_yaml(ONE),
-    json.dumps(
-        {
-            "identity": ONE.identity,
-            "non_embedding_parameters": 9,
-            "scores": [{"split": "test", "checkpoint": "final", "count": 5}],
-        }
-    ),
+    json.dumps(result_of(ONE.identity)),
 )
 
-NO_SCORES = '{"identity": "a", "non_embedding_parameters": 9, "scores": {}}'
+NO_SCORES = json.dumps({**result_of("a"), "scores": {}})
 
 
 def begins_from(name: str, files: dict[str, Content], *said: str, fields: str = "") -> Case:

@@ -37,7 +37,7 @@ from lab.learning.callbacks import CheckpointFiles
 from lab.learning.trainer import LightningEnvironment
 from lab.models.decoder import inner_width
 from lab.objectives.flops import instantiate
-from tests.conftest import TINY, tiny, without_times
+from tests.conftest import TINY, of, tiny, without_times
 
 SWEEP: dict[str, Any] = {
     "question": "Whose fault is it?",
@@ -135,7 +135,7 @@ def test_settings_of_lightnings_own_trainer_are_not_heard(tmp_path: Path, monkey
     monkeypatch.setenv("PL_TRAINER_GRADIENT_CLIP_VAL", "1e-9")
     monkeypatch.setenv("PL_TRAINER_LIMIT_TRAIN_BATCHES", "2")
     other = execute(tiny("train.steps=6"), tmp_path / "other")
-    assert without_times(other or {}) == without_times(plain or {})
+    assert without_times(of(other)) == without_times(of(plain))
 
 
 def test_what_moves_last_bits_is_recorded_or_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,13 +18,14 @@ from lab.errors import BadInput, Failure
 from lab.experiments import store as stores
 from lab.experiments.experiment import Experiment, experiment_from, load_experiment, overridden
 from lab.experiments.inheritance import load_matching, seen_in_training
+from lab.experiments.result import RunResult
 from lab.experiments.run import execute
 from lab.experiments.store import RunDirectory, find_run, keep_results
 from lab.experiments.sweep import load_sweep, runs, states
 from lab.learning.data import Steps, questions
 from lab.objectives import LanguageModel, build_model
 from lab.objectives.flops import instantiate
-from tests.conftest import TINY, held, same_end, tiny
+from tests.conftest import TINY, held, of, same_end, tiny
 
 SHORT = ("train.steps=12", "evaluation.every=6")
 SOURCES = {n: tiny(f"objective.n={n}", *SHORT) for n in (1, 3)}  # of 4 layers: a trunk of 3, and one of 1
@@ -75,12 +76,13 @@ def test_heads_are_kept_dropped_and_added(store: Path, before: int, after: int) 
         assert part(name) in ("decoder", *kept, *fresh)
     assert len(model.decoder.trunk) == 4 - before
     assert experiment.model.shape.layers == 4 - before + after
-    assert {fate: list(places) for fate, places in counts.items()} == {
+    parts: dict[str, Any] = {**counts}
+    assert {fate: list(places) for fate, places in parts.items()} == {
         **{"taken": ["decoder", *kept], "new": fresh, "dropped": heads[after:before]},
     }
     layer = counts["taken"]["objective.heads.0"]
     assert sum(counts["taken"].values()) + sum(counts["new"].values()) == sum(each.numel() for each in own.values())
-    assert {count for fate in counts.values() for place, count in fate.items() if place != "decoder"} == {layer}
+    assert {count for fate in parts.values() for place, count in fate.items() if place != "decoder"} == {layer}
 
 
 @arms
@@ -107,7 +109,7 @@ def test_what_is_not_trained_stays_as_it_was(store: Path) -> None:
     assert all(torch.equal(weight, theirs[name]) for name, weight in own.items())
     assert result is not None
     assert list(result["inherited"]["dropped"]) == ["objective.heads.1", "objective.heads.2"]
-    assert result["scores"] == (RunDirectory(store, SOURCES[3]).read_result() or {})["scores"]
+    assert result["scores"] == of(RunDirectory(store, SOURCES[3]).read_result())["scores"]
     built = instantiate(experiment.model, experiment.objective, len(experiment.task.build().vocabulary))
     assert result["parameters"] == sum(each.numel() for each in built.parameters())
 
@@ -242,8 +244,8 @@ def test_what_the_source_was_trained_on_counts_as_seen(store: Path) -> None:
     assert 0 < expected.sum() < len(asked)
     assert (found == expected).all()
 
-    def seen(result: dict[str, Any] | None) -> int:
-        return sum(row["count"] for row in (result or {})["scores"] if row["seen"] == "seen")
+    def seen(result: RunResult | None) -> int:
+        return sum(row["count"] for row in of(result)["scores"] if row["seen"] == "seen")
 
     first = begun(store, source.label, "seed=3", "train.steps=2", "train.warmup=1")
     alone = execute(tiny("objective.n=3", "seed=3", "train.steps=2", "train.warmup=1"), store)
@@ -344,7 +346,7 @@ def test_a_sweep_runs_from_its_sources(finished: tuple[str, Path]) -> None:
     for cell, state in zip(sweep.cells, states(sweep, store), strict=True):
         assert state.result is not None
         source = find_run(cell.experiment.init_from or "", store)
-        began = (source.read_result() or {})["finished"]
+        began = of(source.read_result())["finished"]
         assert began <= state.result["finished"]
         heads = source.experiment.objective.n, cell.experiment.objective.n
         assert len(state.result["inherited"]["new"]) == max(0, heads[1] - heads[0])

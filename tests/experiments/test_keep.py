@@ -21,7 +21,7 @@ from lab.experiments.sweep import load_sweep
 from lab.report import figures as drawing
 from lab.report import studies
 from lab.report.page import PREFACE
-from tests.conftest import TINY
+from tests.conftest import TINY, result_of
 
 SWEEP: dict[str, Any] = {
     "question": "Is it kept?",
@@ -61,11 +61,8 @@ def finish(path: Path, store: Path, score: float = 0.5, cells: slice = slice(Non
         directory.path.mkdir(parents=True, exist_ok=True)
         row = {"operations": 1, "operator": "all", "seen": "all", "split": "test", "checkpoint": "final", "count": 9}
         measures = ("exact_match", "exact_match_without_end", "coefficient_accuracy", "constant_answer")
-        write_json(directory.result, {
-            "identity": cell.experiment.identity, "non_embedding_parameters": 7, "seconds": 1.5,
-            "curve": [{"step": 1, "validation/exact_match": 0.1}],
-            "scores": [{**row, **dict.fromkeys(measures, score)}],
-        })  # fmt: skip
+        curve, scores = [{"step": 1, "validation/exact_match": 0.1}], [{**row, **dict.fromkeys(measures, score)}]
+        write_json(directory.result, result_of(cell.experiment.identity, curve=curve, scores=scores))
 
 
 @pytest.fixture
@@ -212,7 +209,7 @@ def test_a_table_whose_last_line_has_no_end_gets_one(home: Path, tmp_path: Path)
 def keep_twenty(folder: Path, name: int) -> None:
     row = {"split": "test", "checkpoint": "final", "count": 1}
     for number in range(20):
-        result = {"identity": f"{name}-{number}", "non_embedding_parameters": 1, "scores": [row] * 200}
+        result = result_of(f"{name}-{number}", scores=[row] * 200)
         keep_results(folder / f"{number % 2}.cpu.jsonl", [result])
 
 

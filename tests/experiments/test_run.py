@@ -22,7 +22,7 @@ from lab.experiments.store import Busy, RunDirectory, read_json_lines
 from lab.learning.progress import Progress
 from lab.models import kernels
 from lab.objectives import build_model
-from tests.conftest import held, same_end, tiny, without_times
+from tests.conftest import held, of, result_of, same_end, tiny, without_times
 
 
 def test_what_a_run_leaves(tmp_path: Path) -> None:
@@ -112,8 +112,8 @@ def test_a_finished_run_is_not_redone(tmp_path: Path) -> None:
 def test_seeds_move_the_run_and_nothing_else_does(tmp_path: Path) -> None:
     once, again = (execute(tiny("train.steps=6"), tmp_path / name) for name in "ab")
     other = execute(tiny("train.steps=6", "seed=1"), tmp_path)
-    assert without_times(once or {}) == without_times(again or {})
-    assert (once or {})["scores"] != (other or {})["scores"]
+    assert without_times(of(once)) == without_times(of(again))
+    assert of(once)["scores"] != of(other)["scores"]
 
 
 def test_the_epoch_oracle_looks_at_the_whole_test_set_and_changes_nothing_else(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, step: int) -> None:
     assert resumed == [step]
     execute(experiment, tmp_path / "straight")
     same_end(directory, RunDirectory(tmp_path / "straight", experiment))
-    assert [row["step"] for row in (directory.read_result() or {})["curve"]] == [8, 16, 24, 32, 40]
+    assert [row["step"] for row in of(directory.read_result())["curve"]] == [8, 16, 24, 32, 40]
 
 
 def test_a_run_that_ends_while_it_is_evaluated_needs_no_more_training(
@@ -236,7 +236,7 @@ def test_a_store_that_cannot_be_used(tmp_path: Path) -> None:
 def test_a_result_that_is_not_the_runs_is_noticed(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path, tiny())
     directory.path.mkdir()
-    unscored = json.dumps({"identity": tiny().identity, "non_embedding_parameters": 9, "scores": []})
+    unscored = json.dumps({**result_of(tiny().identity), "scores": []})
     for content in ("", "{", "[]", '{"identity": "another"}', unscored):
         directory.result.write_text(content)
         with pytest.raises(Failure, match="is not the result of run"):

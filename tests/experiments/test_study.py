@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -30,6 +30,7 @@ from lab.experiments import run as runs
 from lab.experiments import search as searches
 from lab.experiments import trials as carrying
 from lab.experiments.experiment import Experiment, load_experiment
+from lab.experiments.result import RunResult
 from lab.experiments.run import execute
 from lab.experiments.search import Search, default_url
 from lab.experiments.store import Busy, RunDirectory
@@ -298,7 +299,7 @@ def test_a_run_that_is_done_is_found_by_its_identity(tmp_path: Path, made_up: Ma
     one = worker(study, search.url, tmp_path)
     (done,) = study.experiments(study.arms[0], {"train.clip": 1.0})
     kept = made_up(done, tmp_path, 1, lambda *_: None, lambda: False, judge=lambda _: False)
-    one.kept = {done.identity: kept or {}}  # as results/ holds it
+    one.kept = {done.identity: cast(RunResult, kept)}  # as results/ holds it
     made_up.began.clear()
     one.work()
     assert search.counts()["complete"] == 4

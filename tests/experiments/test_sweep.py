@@ -26,7 +26,7 @@ from lab.experiments.sweep import load_sweep, states
 from lab.home import home
 from lab.learning.progress import Progress
 from lab.report.tables import interval, paired_differences, score_tables, summarise, tidy
-from tests.conftest import TINY, held, same_end
+from tests.conftest import TINY, held, of, result_of, same_end
 
 SWEEP: dict[str, Any] = {
     "question": "Does it run?",
@@ -218,7 +218,9 @@ def test_axes_whose_values_are_lists_or_mappings_stay_apart(tmp_path: Path) -> N
     sweep = load_sweep(sweep_file(tmp_path, axes=axes), "cpu")
     score = {"operations": 1, "operator": "all", "seen": "all", "checkpoint": "final", "split": "test"}
     rows = [{**score, "count": 5, "exact_match": 0.5, "constant_answer": 0.1}]
-    frame = tidy([(cell, {"non_embedding_parameters": 9, "scores": rows}) for cell in sweep.cells])
+    frame = tidy(
+        [(cell, result_of(cell.experiment.identity, non_embedding_parameters=9, scores=rows)) for cell in sweep.cells]
+    )
     (table,) = score_tables(frame, list(axes), sweep.cells[0].experiment.task.build())
     assert len(table["rows"]) == 4
     assert [row["seeds"] for row in table["rows"]] == [1] * 4
@@ -235,7 +237,7 @@ def test_a_time_limit_stops_at_a_checkpoint(tmp_path: Path) -> None:
 
 def test_tables_whose_rows_differ_in_what_they_have_are_kept(tmp_path: Path) -> None:
     curve = [{"step": 1, "unseen": 0.1}, {"step": 2, "late": 0.4}]
-    keep_results(tmp_path / "it.jsonl", [{"identity": "x", "curve": curve}])
+    keep_results(tmp_path / "it.jsonl", [result_of("x", curve=curve)])
     (line,) = (tmp_path / "it.jsonl").read_text().splitlines()
     assert json.loads(line)["curve"] == {"step": [1, 2], "unseen": [0.1, None], "late": [None, 0.4]}
 
@@ -306,7 +308,7 @@ def test_the_tidy_table_holds_every_score(finished: tuple[str, str], tmp_path: P
         values = [
             score["exact_match"]
             for cell, result in zip(sweep.cells, results, strict=True)
-            for score in (result or {})["scores"]
+            for score in of(result)["scores"]
             if cell.experiment.objective.n == row["objective.n"]
             and (score["checkpoint"], score["split"]) == ("final", "test")
             and (score["operator"], score["seen"], score["operations"]) == ("all", "all", row["operations"])

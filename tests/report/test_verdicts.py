@@ -350,7 +350,7 @@ def _told(sweep: Sweep, finished: Finished) -> dict[str, Any]:
     """`document` of made-up runs."""
     file: Any = SimpleNamespace(question="?", endpoint="!", scales={"cpu": SimpleNamespace(budget="none")})
     for _, result in finished:
-        result |= {"commit": "c", "hardware": {"cpu": "x", "cores": 1, "threads": 1, "device": "cpu"}}
+        result |= {"commit": "c", "hardware": {"host": "h", "cpu": "x", "cores": 1, "threads": 1, "device": "cpu"}}
     return document(dataclasses.replace(sweep, file=file), finished)
 
 
