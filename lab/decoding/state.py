@@ -56,6 +56,8 @@ class Rows:
     """`active` on the device."""
     position_B: Tensor
     """int64 [B] position of each active row's newest token, on the device."""
+    batch_B: Tensor
+    """int64 [B] numbers from 0 to B-1, on the device."""
 
     def __init__(self, prompts: Tensor, lengths: Tensor, new_tokens: int, end: int | None, spare: int) -> None:
         """Begin with the prompts.
@@ -90,11 +92,6 @@ class Rows:
     def newest_B(self) -> Tensor:
         """int64 [B] newest tokens of the active rows."""
         return self.text[self.active_B, self.position_B]
-
-    @property
-    def batch_B(self) -> Tensor:
-        """int64 [B] numbers from 0 to B-1."""
-        return self.columns[: len(self.active)]
 
     def commit(self, emitted_Bk: Tensor, accepted_B: Tensor) -> Commit:
         """Add the tokens of a forward pass to the active rows, and deactivate the rows that are done.
@@ -134,6 +131,7 @@ class Rows:
         device = self.text.device
         self.active_B = torch.from_numpy(active).to(device)
         self.position_B = torch.from_numpy(self.positions).to(device)
+        self.batch_B = torch.arange(len(active), device=device)
 
 
 @dataclass
