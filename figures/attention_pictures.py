@@ -1,4 +1,4 @@
-"""What two attention heads look at in the start of one example: the best previous-token and prefix-matching heads.
+"""Attention of two heads at the start of one example: the best previous-token and prefix-matching heads.
 
 One row of panels for each objective and n, its first run. Queries are rows, keys columns; queries that predict a scored
 token are in colour.

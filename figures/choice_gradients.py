@@ -1,6 +1,6 @@
-"""What choices that decide k tokens amount to while training, against choices that decide one, by n.
+"""Weight of choices that decide k tokens while training, relative to choices that decide one, by n.
 
-Solid lines are measured, as of `lab.report.choices.against_one`. Dotted ones are what the count says,
+Solid lines are measured, as returned by `lab.report.choices.against_one`. Dotted lines are the count,
 W(n, k) / W(n, 1). One panel for each measure and n.
 """
 

@@ -1,4 +1,4 @@
-"""What further heads are worth in decoding: tokens a forward pass, speed-up by batch, characters a second.
+"""Gain of further heads in decoding: tokens per forward pass, speed-up by batch, characters per second.
 
 One colour for each kind of run; dots are seeds, lines their means. In the panels of speed-ups dashed lines are what the
 layers allow. Characters a second are with all heads, against those of the first kind of run, of runs of its task.

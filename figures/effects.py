@@ -38,7 +38,7 @@ GAP = 1.6
 """Between the last line of a sweep and the name of the next, in lines."""
 
 Group = tuple[str, float, list[ScoreRow]]
-"""What a sweep is called, its margin in points, and its verdicts."""
+"""A sweep's title, its margin in points, and its verdicts."""
 
 
 def draw(several: list[tuple[str, Sweep, list[tuple[Cell, Result]]]]) -> Figure:

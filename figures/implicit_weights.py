@@ -1,4 +1,4 @@
-"""How many terms of the loss belong to each token around a choice that decides several, by n (Fig. 9 of the paper)."""
+"""Number of loss terms of each token around a choice that decides several tokens, by n (Fig. 9 of the paper)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What tokens say of later ones, as the heads' losses have it, while training, against what the source holds.
+"""Information of tokens about later ones while training, from the heads' losses, and the source's own.
 
 Of a choice's tokens: the loss of head i less that of head 1 on the same token, the mean over heads of n. Solid lines
 are measured, dotted ones are the source's own. One panel for each n.

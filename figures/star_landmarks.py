@@ -22,7 +22,7 @@ COLOURS = dict(
     zip(("sign to goal", "goal's edge to predecessor", "sign to goal's edge"), sns.color_palette("Dark2"), strict=False)
 )
 FIRST, LAST = ("sign to goal", "goal's edge to predecessor"), ("sign to goal", "sign to goal's edge")
-"""What is shown of the first layer, and of the last one before the next token."""
+"""Landmarks shown for the first layer, and for the last one before the next token."""
 ROWS = (
     "accuracy of the\ndeciding step", "attention,\nfirst layer", "attention,\nlast layer", "gradient,\nfirst layer",
     "accuracy,\nattention cut",

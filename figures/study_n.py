@@ -1,4 +1,4 @@
-"""Which n, heads and head weights did best on validation, for each task and size: a study of objectives.
+"""The best n, heads and head weights on validation, for each task and size: a study of objectives.
 
 A line for each way of predicting that was tried, in the colour of its n. Dots are trials, hollow ones pruned (at what
 they had reached), their form the head weights; the bar is the best trial's 95 % interval over validation examples, and

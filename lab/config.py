@@ -1,4 +1,4 @@
-"""What every configuration in the lab shares: strict typed fields, and one clear line for bad input."""
+"""The base of every configuration: strict typed fields, and one clear line for bad input."""
 
 import difflib
 import json
@@ -65,7 +65,7 @@ def validated(config: type[ConfigT], mapping: dict[str, Any]) -> ConfigT:
 
 
 def canonical(config: Config) -> dict[str, Any]:
-    """What identifies a config: its version, and every field that is no location and not at its neutral value."""
+    """Return the fields that identify a config: its version, and all fields except locations and neutral values."""
     fields: dict[str, Any] = {"version": config.version}
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)

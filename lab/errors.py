@@ -6,11 +6,11 @@ import re
 
 
 class BadInput(Exception):
-    """What the user gave cannot be used: the message names the field, its value and what is allowed. Exit status 2."""
+    """Input that cannot be used: the message names the field, its value and what is allowed. Exit status 2."""
 
 
 class Failure(Exception):
-    """What was asked could not be done, though the asking was right. Exit status 1."""
+    """A valid request that failed. Exit status 1."""
 
 
 class Missing(Failure):
@@ -35,11 +35,11 @@ _SAID = (
     "database or disk is full", "readonly database", "unable to open database file", "disk I/O error",
     "NVIDIA driver", "No CUDA GPUs are available", "CUDA-capable device", "uncorrectable ECC error",
 )  # fmt: skip
-"""What libraries write that do not pass the system's own errors on: safetensors, torch, SQLite, CUDA."""
+"""Messages of libraries that do not pass the system's own errors on: safetensors, torch, SQLite, CUDA."""
 
 
 def blamed(error: BaseException) -> tuple[type[Failure], str]:
-    """What an error over a run is, a failure of its own or a fault of the machine, and what went wrong in one line.
+    """Return an error's kind, a failure of the run or a fault of the machine, and its message in one line.
 
     Of the machine are files, processes and imports. That memory ran out is the run's own: it may be too large.
     """
@@ -56,7 +56,7 @@ def blamed(error: BaseException) -> tuple[type[Failure], str]:
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, in one line: what is not one of the lab's own errors is named."""
+    """Return an error's message in one line, with the type's name unless it is one of the lab's own."""
     if isinstance(error, BadInput | Failure):
         said = str(error)
     elif isinstance(error, OSError) and error.filename:

@@ -1,4 +1,4 @@
-"""Where the lab's own files are: recipes, sweeps, figure scripts and committed results."""
+"""The folder of the lab's own files: recipes, sweeps, figure scripts and committed results."""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""What can be derived and measured about objectives."""
+"""Properties of objectives that can be derived or measured."""

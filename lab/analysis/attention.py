@@ -1,4 +1,4 @@
-"""What attention heads do: previous-token, prefix-matching and copying scores, and what is lost without a head.
+"""Functions of attention heads: previous-token, prefix-matching and copying scores, and the loss without a head.
 
 A head that attends to the previous token, and in a later layer one that attends to what came after an earlier
 occurrence of a token and copies it, are together induction: "AB ... A" gives B (Elhage et al. 2021, A Mathematical
@@ -47,7 +47,7 @@ Visit = Callable[[str, Tensor], None]
 
 
 class Looking(NamedTuple):
-    """Which queries are asked how much they attend to which keys."""
+    """Pairs of queries and keys whose attention is measured."""
 
     queries: Tensor
     """bool [B, T]."""
@@ -66,7 +66,7 @@ def layers(model: LanguageModel) -> dict[str, Block]:
 
 
 def probabilities(attention: Attention, x_BTD: Tensor, context: Context) -> Tensor:
-    """What `attention` multiplies values by, given its inputs: [B, H, T, T], each query's sum to 1.
+    """Return the attention probabilities [B, H, T, T] of a layer, given its inputs; each query's sum to 1.
 
     By the plain formula, whichever kernel computes the layer itself: none of them hands its probabilities out.
     """
@@ -217,14 +217,14 @@ def repeated(vocabulary: int, half: int, rows: int, seed: int) -> Tensor:
 
 
 def on_repeated(tokens_BT: Tensor) -> Asked:
-    """What is asked on repeated random tokens."""
+    """Return the pairs that are measured on repeated random tokens."""
     everywhere = torch.ones_like(tokens_BT, dtype=torch.bool)
     looking = {"previous_token": previous_token(everywhere), "prefix_matching": repetition(tokens_BT)}
     return [(tokens_BT, {f"{name}_random": each for name, each in looking.items()})]
 
 
 def on_examples(model: LanguageModel, examples: Examples) -> Asked:
-    """What is asked inside a task's examples.
+    """Return the pairs that are measured in a task's examples.
 
     Of every token the one before it; where a scored token is predicted, what came after earlier occurrences of the
     token that stands there; and of what came after them the token before it.
@@ -246,7 +246,7 @@ def on_examples(model: LanguageModel, examples: Examples) -> Asked:
 
 @torch.no_grad()
 def copying(decoder: Decoder, block: Block) -> Tensor:
-    """Whether heads raise the logits of the tokens that they attend to: sum λ / sum |λ|, float64 [H], from -1 to 1.
+    """Return how much heads raise the logits of tokens that they attend to: sum λ / sum |λ|, float64 [H], -1 to 1.
 
     λ are the eigenvalues of the head's circuit from tokens to logits, W_E W_V W_O W_U [V, V] (Elhage et al. 2021,
     "Summarizing OV/QK matrices"), without the layer's norm and the final one but for their weights, which are folded
@@ -318,7 +318,7 @@ def performance(model: LanguageModel, task: Task, examples: Examples) -> dict[st
 
 
 def turns(runs: Sequence[FinishedRun]) -> int:
-    """How often `analyse` tells that a part is done: for each model, and for each head that is left out."""
+    """Return the number of parts that `analyse` reports as done: one for each model, and for each head left out."""
     models = [run.model(run.steps[-1]) for run in runs]
     heads = [layers(model)[layer].attention.heads for model in models for layer in next_token_path(model)]
     return sum(len(run.steps) for run in runs) + sum(heads)

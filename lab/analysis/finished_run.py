@@ -30,12 +30,12 @@ class FinishedRun:
 
     @property
     def experiment(self) -> Experiment:
-        """What was run."""
+        """The experiment of the run."""
         return self.directory.experiment
 
     @cached_property
     def task(self) -> Task:
-        """What was learned."""
+        """The task of the run."""
         return self.experiment.task.build()
 
     @property
@@ -54,7 +54,7 @@ class FinishedRun:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What says which run a row is of, in JSON types."""
+        """Return the columns that identify the run in a row, in JSON types."""
         experiment = self.experiment
         return {
             **self.arm,

@@ -1,4 +1,4 @@
-"""What runs say when they are asked: right answers among samples, choices between answers, and calibration.
+"""Answers that runs generate: right answers among samples, choices between answers, and calibration.
 
 A question is a test example up to its scored tokens, of which one run, tokens that are scored one after another, is the
 answer: of polynomials the coefficients and the end token, of stories the second token of a name that was mentioned
@@ -62,7 +62,7 @@ def pass_at_k(samples: int, right: NDArray[np.int64], k: int) -> NDArray[np.floa
 
 
 @dataclass(frozen=True)
-class Questions:
+class Prompted:
     """Q questions, of which the answer is `starts` to `ends` of the example."""
 
     examples: Examples
@@ -84,7 +84,7 @@ class Questions:
         return np.where(inside, found.astype(np.int64), -1)
 
 
-def questions(examples: Examples) -> Questions:
+def questions(examples: Examples) -> Prompted:
     """One question for each example that has scored tokens after its first: which of them is random, but repeats."""
     scored = examples.score_mask.copy()
     scored[:, 0] = False  # there is nothing to continue
@@ -95,7 +95,7 @@ def questions(examples: Examples) -> Questions:
     after = np.arange(scored.shape[1]) >= starts[:, None]
     stops = after & ~scored[rows]
     ends = np.where(stops.any(axis=1), stops.argmax(axis=1), scored.shape[1])
-    return Questions(select(examples, rows), starts, ends)
+    return Prompted(select(examples, rows), starts, ends)
 
 
 def by_slice(run: FinishedRun, count: int) -> list[tuple[str, Examples]]:
@@ -117,8 +117,8 @@ def by_slice(run: FinishedRun, count: int) -> list[tuple[str, Examples]]:
     return [(words, part) for words, part in parts if part.score_mask[:, 1:].any()]
 
 
-def right_samples(model: LanguageModel, asked: Questions, samples: int, temperature: float) -> NDArray[np.int64]:
-    """How many of the samples answer each question right, [Q]; at temperature 0 they are the likeliest tokens."""
+def right_samples(model: LanguageModel, asked: Prompted, samples: int, temperature: float) -> NDArray[np.int64]:
+    """Return the number of right samples of each question [Q]; at temperature 0 samples are the likeliest tokens."""
     device = next(model.parameters()).device
     answers, count = asked.answers(), len(asked.starts)
     prompts = torch.from_numpy(asked.examples.tokens.astype(np.int64))[:, : int(asked.starts.max())].to(device)
@@ -162,7 +162,7 @@ def passing(
 
 
 def answering(run: FinishedRun, examples: int) -> list[dict[str, Any]]:
-    """What a run's last weights choose, give and believe: a row for each slice.
+    """Return generative accuracy, choices and calibration of a run's last weights: a row for each slice.
 
     Rows have the run's `identity`, `slice` (`by_slice`), `questions`, `generative_accuracy` (greedy), `choice_accuracy`
     among the answer and up to `MISSES` near misses, `choice_chance`, standard errors of the two over questions
@@ -201,7 +201,7 @@ def _answering(run: FinishedRun, model: LanguageModel, found: Examples) -> dict[
     }
 
 
-def near_misses(asked: Questions, kind: NDArray[np.uint8]) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+def near_misses(asked: Prompted, kind: NDArray[np.uint8]) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
     """The answers and `MISSES` other lists of them, [Q, A] each, and how many of these are misses of each answer, [Q].
 
     A miss has one token that is wrong, which stands in that place of an answer to some other question, as a token of
@@ -236,7 +236,7 @@ def standard_error(values: NDArray[Any]) -> float | None:
 
 
 @torch.inference_mode()
-def _likelihoods(model: LanguageModel, asked: Questions, answers: NDArray[np.int64]) -> NDArray[np.float64]:
+def _likelihoods(model: LanguageModel, asked: Prompted, answers: NDArray[np.int64]) -> NDArray[np.float64]:
     """The mean log-probability a token that head 1 gives to answers [Q, A], -1 beyond their ends: [Q]."""
     tokens = asked.examples.tokens.copy()
     places = asked.starts[:, None] + np.arange(answers.shape[1])

@@ -1,4 +1,4 @@
-"""What predicting n tokens says of the information between them: derived, and measured on trained models.
+"""Information between tokens when n are predicted at once: derived, and measured on trained models.
 
 The argument (arXiv 2404.19737, Section 5.2 and Appendix L.2). With X the next token and Y the one after it,
 
@@ -206,7 +206,7 @@ def _nats(model: LanguageModel, examples: Examples) -> NDArray[np.float64]:
 
 
 def gaps(run: FinishedRun, positions: int) -> list[dict[str, Any]]:
-    """How far each further head of a run is from the marginal of what earlier ones say, at its last step.
+    """Return the distance of each further head from the marginal of the earlier heads, at a run's last step.
 
     A row for each head i from 2 on and each kind of the next token: where nothing is uncertain, no gap can be. It has
     the run's `identity`, `step`, `kind`, `positions`, `divergence`, the mean over them of D(marginal || head i) in

@@ -1,4 +1,4 @@
-"""How much a token counts when n tokens are predicted at once: derived, counted, and measured on trained models.
+"""Weight of a token in the loss when n tokens are predicted at once: derived, counted, and measured.
 
 The argument (arXiv 2404.19737, Section 5.1 and Appendix L.3). A choice decides k tokens, itself the first. Whoever
 misses the choice misses all of them: head i, which from t predicts t+i, has one wrong target for each of the min(i, k)
@@ -129,7 +129,7 @@ def owners(spans: NDArray[np.uint8], ahead: int) -> NDArray[np.int64]:
 
 
 def measure(run: FinishedRun, examples: int, every: bool) -> Iterator[dict[str, Any]]:
-    """What the terms of a run's training loss amount to, by kind of token; see the module's documentation.
+    """Return the sums of a run's loss terms, by kind of token; see the module's documentation.
 
     Rows have the run's `identity`, `step`, `kind`, `span` (of the kind's tokens; the mean), `events` (its
     tokens), `terms`, `weight` (terms of a token away from documents' ends, the most that one has), `loss`, `excess`

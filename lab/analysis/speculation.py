@@ -1,4 +1,4 @@
-"""What decoding with a run's own further heads tells: how many drafts are accepted, and what that is worth in time.
+"""Decoding with a run's own further heads: accepted drafts, and the speed-up that they give.
 
 With k heads a forward pass gives `tokens_per_forward` tokens, 1 to k, which no hardware enters. A pass with k heads
 takes longer than a plain one: it reads k tokens a row, through k-1 layers more where heads are layers, and makes k
@@ -35,7 +35,7 @@ from lab.paper import BYTE_SPEED_UPS, SPEED_UPS
 
 
 class Prompts(NamedTuple):
-    """What is continued."""
+    """Prompts that are continued."""
 
     tokens: Tensor
     """int64 [rows, P], padded on the right."""
@@ -77,7 +77,7 @@ def longest(run: FinishedRun) -> int:
 
 
 def beyond(run: FinishedRun, prompts: Prompts, new_tokens: int) -> str | None:
-    """What to say of continuations that nothing ends and that get longer than any row the run has read; else None."""
+    """Return a warning if continuations have no end token and outgrow all rows the run was trained on; else None."""
     most, read = int(prompts.lengths.max()) + new_tokens, longest(run)
     if prompts.end is not None or most <= read:
         return None
@@ -109,7 +109,7 @@ def speculation(
     rounds: int = 3,
     listen: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """How each way of drafting does on the same prompts, in rows, JSON types.
+    """Return a row, in JSON types, for each way of drafting on the same prompts.
 
     Rows have `k` heads, `drafts` (candidates of each further head), `batch`, `prompts`, `tokens` made, `passes` (summed
     over prompts), `steps` (passes of a batch, summed over batches), `tokens_per_forward`, `accepted` (share of the

@@ -1,6 +1,6 @@
-"""What a shape costs in closed form: training with n heads by backward order, and decoding on a roofline.
+"""Costs of a shape in closed form: training with n heads by backward order, and decoding on a roofline.
 
-Parameters and FLOPs are those that `lab.objectives.cost` counts on instantiated parallel models, here for any inner
+Parameters and FLOPs are those that `lab.objectives.flops` counts on instantiated parallel models, here for any inner
 width. Symbols: N layers in all, d width, F inner width, V vocabulary, T positions of a row, n heads, k heads that
 decoding uses, C positions in the cache; P = 4 d² + 3 d F weights in the products of a layer, which has 2 d more in its
 norms.
@@ -272,7 +272,7 @@ def _trained(
 
 
 class Chip(NamedTuple):
-    """What bounds a forward pass."""
+    """The limits of a forward pass on a device."""
 
     name: str
     bandwidth: float
@@ -341,7 +341,7 @@ class Pass(NamedTuple):
         return self.weight_bytes / chip.bandwidth / beyond if beyond > 0 else None
 
     def fits(self, chip: Chip, batch: int) -> bool:
-        """Whether the device holds weights and cache (the embedding apart)."""
+        """Return True if the device's memory holds weights and cache (without the embedding)."""
         return chip.memory is None or self.bytes(batch) <= chip.memory
 
 

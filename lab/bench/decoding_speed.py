@@ -1,4 +1,4 @@
-"""How fast runs decode: with k of their heads, batch by batch, and beside transformers' cached generate.
+"""Decoding speed of runs: with k of their heads, by batch, and beside transformers' cached generate.
 
 Time per character is what makes runs with unlike tokens comparable (Section 3.3 of the paper: bytes with n = 8 against
 tokens with n = 1).

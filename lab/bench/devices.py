@@ -1,4 +1,4 @@
-"""What devices can do, by manufacturers' figures."""
+"""Peak speeds of devices, as published by their manufacturers."""
 
 import re
 

@@ -36,7 +36,7 @@ from lab.objectives.backward import backward_order
 from lab.objectives.flops import non_embedding_parameters, training_flops_per_token
 
 LIGHTNING_BOUND = 1.03
-"""What a step in Lightning may take, of one in a bare loop on the same batch."""
+"""Largest allowed time of a step in Lightning, relative to one in a bare loop on the same batch."""
 WARMUP = 2
 """Rounds that do not count."""
 OURS = ("bare", "masks", "lightning")
@@ -45,7 +45,7 @@ OURS = ("bare", "masks", "lightning")
 
 
 class Contender(NamedTuple):
-    """What takes steps, and what one costs."""
+    """A training loop that is compared, and the FLOPs of its step."""
 
     step: Callable[[], None] | None
     """None: takes its step while the others' turns are suspended."""

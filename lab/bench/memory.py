@@ -1,4 +1,4 @@
-"""How much memory a training step takes at its peak, by n, vocabulary and backward order.
+"""Peak memory of a training step, by n, vocabulary and backward order.
 
 Peaks are those of the allocator, so that they are exact and repeat: what tensors hold, to the byte. On a GPU the
 allocator keeps the score; on a CPU torch's profiler hears of each allocation and release. What the process holds
@@ -25,7 +25,7 @@ from lab.objectives.backward import CHUNK_BYTES, Order
 from lab.objectives.flops import training_flops_per_token
 
 BOUND = 1.02
-"""What the net peak with n = 4 may be, of that with n = 1 in the same order, in BOUND_SETTING, V = BOUND_VOCABULARY."""
+"""Largest allowed net peak of n = 4, relative to n = 1 in the same order, in BOUND_SETTING, V = BOUND_VOCABULARY."""
 BOUND_VOCABULARY = 32_000
 BOUND_MODEL, BOUND_TOKENS = Model(size="30M"), 4096
 
@@ -228,7 +228,7 @@ def _expected(setting: Setting, model: LanguageModel, vocabulary: int, order: Or
 
 
 def _measured(setting: Setting, row: dict[str, Any]) -> dict[str, Any]:
-    """What running a cell adds to its row: the peak of its second step.
+    """Return the measured columns of a cell's row: the peak of its second step.
 
     The first step, which makes the optimiser's state, reads one row: that state has the same size.
     """

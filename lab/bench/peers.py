@@ -24,12 +24,12 @@ class Peer(NamedTuple):
 
 
 class Library(NamedTuple):
-    """Where a peer comes from."""
+    """The library that a peer comes from."""
 
     module: str | None
-    """What its package is imported as; None for our own lines."""
+    """Name that its package is imported by; None for our own lines."""
     package: str
-    """What it is installed as."""
+    """Name that it is installed by."""
     build: Callable[[Shape, int, int], Peer]
     """From a shape, the tokens of the vocabulary and the positions of a row."""
 

@@ -55,7 +55,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the time of a training step goes."""
+    """Time of a training step by operation and by part of the model."""
 
     seconds: float
     """A step, under the profiler."""

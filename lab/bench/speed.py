@@ -1,4 +1,4 @@
-"""How fast the lab's own parts are, each against the alternative, side by side in one run."""
+"""Speed of the lab's own parts, each against its alternative, side by side in one run."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ from lab.tasks.polynomials.task import Polynomials
 _X = sympy.Symbol("X")
 
 TIME_BOUND = 1.03
-"""What a step with n = 4 may take against one with n = 1, beyond the ratio of their FLOPs."""
+"""Largest allowed time of a step with n = 4 relative to n = 1, beyond the ratio of their FLOPs."""
 
 
 def generator(task: Polynomials, operations: int, count: int, chunk: int = 2048) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class Preset(NamedTuple):
     """Positions of a row."""
     vocabulary: int = 256
     heads_vocabulary: int = 32_000
-    """Where further heads are what is measured."""
+    """Vocabulary of the setting that measures further heads."""
     threads: int | None = None
     """CPU threads; None for all cores."""
     steps: int = 20
@@ -200,7 +200,7 @@ PRESETS: dict[str, Preset] = {
 
 
 class Setting(NamedTuple):
-    """What training steps are measured on: random tokens, all of them trained on."""
+    """Model and batch of measured training steps: random tokens, all of them trained on."""
 
     model: Model
     objective: str
@@ -222,7 +222,7 @@ class Setting(NamedTuple):
         return instantiate(self.model, self._objective(n), vocabulary)
 
     def batch(self, n: int, vocabulary: int, documents: int = 1) -> Batch:
-        """What a step reads: rows of so many documents, of the same length but for the last."""
+        """Return the batch of a step: rows of so many documents, of equal length except the last."""
         tokens_BT = torch.randint(
             vocabulary, (self.tokens // self.context, self.context + n), generator=torch.Generator().manual_seed(0)
         )
@@ -275,7 +275,7 @@ LEARNING_RATE, BETAS, CLIP = 1e-4, (0.9, 0.95), 1.0
 
 
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
-    """What models are measured with; without weight decay, so that matrices and vectors are one group."""
+    """Return the optimiser of measured models: without weight decay, so that all parameters are one group."""
     return torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0, fused=True)
 
 

@@ -206,7 +206,7 @@ def generation(
 
 
 def _models(runs: "list[FinishedRun]", every: bool) -> int:
-    """How many models are looked at: of every step that a run has kept, or of the last alone."""
+    """Return the number of models that are analysed: those of all steps that a run has kept, or the last one."""
     return sum(len(run.steps) if every else 1 for run in runs)
 
 
@@ -217,7 +217,7 @@ def _of(run: "FinishedRun", tables: dict[str, list[dict[str, Any]]]) -> dict[str
 
 
 def _about(analysis: str, name: str, scale: str, runs: "list[FinishedRun]", examples: int) -> dict[str, Any]:
-    """What a document says of where it comes from."""
+    """Return the provenance of a document."""
     from lab.experiments import provenance
 
     return {

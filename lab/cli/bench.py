@@ -13,7 +13,7 @@ from lab.cli.console import as_json, bars, clock, counting, print_json, say
 from lab.cli.measured import holds, in_words, measured_on, print_rows, setting_of, shape, where
 
 
-class Bytes(click.ParamType[int]):
+class ByteSize(click.ParamType[int]):
     """An amount of memory like 512MiB or 8GiB, in bytes."""
 
     name = "bytes"
@@ -119,7 +119,9 @@ def batches(overrides: tuple[str, ...], steps: int, threads: int, as_json: bool)
 @click.option("--context", type=click.IntRange(1, 2**24), default=256, show_default=True, help="Positions of a row.")
 @measured_on()
 @click.option(
-    "--limit", type=Bytes(), help="Memory that a cell may take, e.g. 8GiB; larger ones are estimated.  [default: all]"
+    "--limit",
+    type=ByteSize(),
+    help="Memory that a cell may take, e.g. 8GiB; larger ones are estimated.  [default: all]",
 )
 @as_json
 def memory(

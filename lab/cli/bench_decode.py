@@ -37,7 +37,7 @@ def decode(
     names: tuple[str, ...], scale: str, batches: tuple[int, ...], count: int, new_tokens: int, rounds: int, device: str,
     threads: int, store: Path, as_json: bool,
 ) -> None:  # fmt: skip
-    """How fast finished runs decode greedily, with k = 1 to n of their heads.
+    """Measure how fast finished runs decode greedily, with k = 1 to n of their heads.
 
     A RUN is a run's directory, label or identity; a SWEEP a YAML file such as sweeps/decoding.yaml, whose runs must
     all be there with their weights. Prompts are test examples, as of `lab decode`, which tells more of one run. All k
@@ -90,7 +90,7 @@ def decode(
 
 
 def _label(run: "FinishedRun") -> str:
-    """What tells a run from others, but for its seed: its values on the axes of its sweep, else its identity."""
+    """Return a run's label without its seed: its values on the axes of its sweep, else its identity."""
     from lab.report.page import named
 
     return named(run.arm) or run.experiment.identity

@@ -1,4 +1,4 @@
-"""What every command shares: options, progress, output."""
+"""Options, progress and output that all commands share."""
 
 import json
 import logging
@@ -102,7 +102,7 @@ def _finite(content: Any) -> Any:
 
 
 def deadline(time_limit: float | None) -> float:
-    """When to stop, in seconds since the epoch."""
+    """Return the time to stop at, in seconds since the epoch."""
     return time.time() + time_limit if time_limit is not None else float("inf")
 
 

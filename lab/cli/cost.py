@@ -49,7 +49,7 @@ def of_a_shape(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def cost() -> None:
-    """What a shape costs in closed form: training with n heads, and decoding on a roofline.
+    """Compute costs of a shape in closed form: training with n heads, and decoding on a roofline.
 
     SHAPE is a size of Table S14 (1M to 1B, and 0.3B, 0.6B, 1.3B, 3B, 6.7B, 13B) or llama-2-7b, which is the default; or
     give --layers, --width and --heads.
@@ -156,7 +156,7 @@ def decoding(
 def _shape(
     name: str | None, layers: int | None, width: int | None, heads: int | None, inner: int | None, vocabulary: int
 ) -> "Architecture":
-    """What the options of `of_a_shape` say.
+    """Return the shape that the options of `of_a_shape` name.
 
     Raises:
         BadInput: there is no such shape.
@@ -244,7 +244,7 @@ def _print_memory(rows: list[dict[str, Any]]) -> None:
 
 
 def _first_estimate(shape: "Architecture", rows: list[dict[str, Any]], context: int, tokens: int) -> Iterator[str]:
-    """Whether n heads cost n models, in lines."""
+    """Return lines that compare the cost of n heads with that of n models."""
     more = [row for row in rows if row["n"] > 1]
     if not more:
         return
@@ -330,7 +330,7 @@ def _print_speeds(context: int, told: dict[str, Any]) -> None:
 
 
 def _second_estimate(shape: "Architecture", told: dict[str, Any]) -> Iterator[str]:
-    """Whether two heads are twice as fast, in lines."""
+    """Return lines that compare the speed of two heads with twice the speed of one."""
     two = told["two_heads"]
     if two is None:
         return

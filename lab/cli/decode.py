@@ -112,7 +112,7 @@ def decode(
 
 
 def _sampling(temperature: float, top_p: float) -> "Sampling | None":
-    """What the options say; None for the likeliest.
+    """Return the sampling parameters of the options; None for greedy decoding.
 
     Raises:
         BadInput: top-p without a temperature.
@@ -130,7 +130,7 @@ def _sampling(temperature: float, top_p: float) -> "Sampling | None":
 
 
 def _about(run: Any) -> dict[str, Any]:
-    """What the document says of where it comes from."""
+    """Return the provenance of the document."""
     from lab.experiments import provenance
 
     return {

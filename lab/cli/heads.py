@@ -56,7 +56,7 @@ def heads(name: str, scale: str, examples: int, store: Path, as_json: bool) -> N
 
 
 def _print_run(run: dict[str, Any], heads: list[dict[str, Any]], models: list[dict[str, Any]]) -> None:
-    """Which heads stand out at the end, and a line for each step."""
+    """Print the heads that stand out at the end, and a line for each step."""
     from rich import box
     from rich.table import Table
 

@@ -15,7 +15,7 @@ from lab.errors import BadInput, Failure, one_line
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="lab")
 def cli() -> None:
-    """When and why does predicting n future tokens at once beat predicting one?
+    """Find out when and why predicting n future tokens at once beats predicting one.
 
     Begin with `lab sweep run sweeps/demo_stories.yaml --workers 2`, or look at what a model sees:
     `lab data show datasets/polynomials.yaml`.

@@ -223,7 +223,7 @@ def _watched(study: str, total: int, done: int, carried_out: "Generator[News]") 
 
 
 def _arms(study: "Study", rows: "list[ScoreRow]", search: "Search | None", store: Path) -> Any:
-    """What `show` says of each arm."""
+    """Return the rows of arms that `show` prints."""
     from lab.experiments.search import STATES
     from lab.report.studies import best
 

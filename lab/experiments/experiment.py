@@ -26,15 +26,15 @@ from lab.tasks.targets import check_where
 
 
 class Execution(Config):
-    """How a run is carried out. Recorded, not part of its identity."""
+    """Settings of execution. Recorded, not part of a run's identity."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run; auto takes a GPU when there is one."""
+    """Device to run on; auto takes a GPU when there is one."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads of a run; all cores (or OMP_NUM_THREADS), shared between workers, when null. (Sums in another order
     change last bits.)"""
     backward: Literal["auto", "joint", "sequential", "fused"] = "auto"
-    """How many heads' logits are in memory at once: all, one, or a part of one; auto chooses by their size."""
+    """Heads' logits in memory at once: of all heads, of one, or a part of one; auto chooses by their size."""
     passes: int = Field(default=1, ge=1, le=4096)
     """Forward and backward passes that a step's rows are shared out between, so that less is in memory at once."""
     recompute: bool = False
@@ -58,14 +58,14 @@ def default_precision() -> Literal["fp32", "bf16"]:
 
 
 class Learner(Config):
-    """What is learned, and by what."""
+    """The task, and the model and objective that learn it."""
 
     task: TaskConfig
-    """What is learned; its name selects it."""
+    """The task; its name selects it."""
     model: Model = Model()
     """The decoder's shape."""
     objective: ObjectiveConfig = NextToken()
-    """How many tokens are predicted at once, and by what heads; its name selects it."""
+    """The number of tokens predicted at once, and their heads; its name selects it."""
 
 
 class Experiment(Learner):
@@ -83,7 +83,7 @@ class Experiment(Learner):
     precision: Literal["fp32", "bf16"] = Field(default_factory=default_precision)
     """Number format of training; bf16 keeps fp32 master weights. Default: bf16 on a GPU, else fp32."""
     execution: Execution = Execution()
-    """How the run is carried out; not part of its identity."""
+    """Settings of execution; not part of the run's identity."""
 
     @field_validator("init_from")
     @classmethod
@@ -176,7 +176,7 @@ SEVERAL = ("arm", "condition")
 
 
 def moved(kind: str, axis: str, label: Any, value: Any) -> tuple[str, dict[str, Any]]:
-    """What a value of an axis sets, as a part of a layer: its name in messages, and the fields.
+    """Return the fields that a value of an axis sets, as a part of a layer, with its name in messages.
 
     An axis is a field, or one of `SEVERAL`, whose values are fields.
 

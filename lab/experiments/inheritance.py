@@ -1,4 +1,4 @@
-"""What a run that begins from another has of it: weights, and the questions that were met."""
+"""Weights and seen questions that a run takes over from the run that it begins from."""
 
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def _counts(weights: dict[str, torch.Tensor]) -> dict[str, int]:
 
 
 def seen_in_training(experiment: Experiment, store: Path, asked: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which of the questions `asked` [Q] a finished run was trained on, or the runs that it began from: bool [Q].
+    """Return bool [Q]: True for questions `asked` that a finished run, or a run it began from, was trained on.
 
     A run does not leave this behind, for it knows its own questions alone. But its examples are a function of its
     experiment, and are generated again here: as they are neither packed nor trained on, in about 1 % of its time on a

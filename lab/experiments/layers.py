@@ -1,4 +1,4 @@
-"""How what is written in several places becomes one experiment: layers, laid one over another.
+"""Layers of settings from several files, laid one over another to give one experiment.
 
 A recipe is the lowest layer; a sweep's baseline, a scale's baseline and what moves a run (axes, or the overrides of a
 command) are laid over it, the later over the earlier. What a mapping means depends on the field, as its type says:
@@ -153,7 +153,7 @@ def _entries(annotation: Any) -> Any:
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """What an annotation is a union of; of several, all that they are."""
+    """Return the members of a union, or of several unions."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         yield from _members(arguments[0])
@@ -165,7 +165,7 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def _named(annotation: Any) -> bool:
-    """Whether configs are told apart by their field `name`."""
+    """Return True if configs are distinguished by their field `name`."""
     configs = _configs(annotation)
     return bool(configs) and all("name" in each.model_fields for each in configs)
 

@@ -64,7 +64,7 @@ def cannot_begin(reason: str) -> MachineFault:
 
 
 def ended(code: int, killed: int | None = None) -> str:
-    """How a process ended, by its exit code.
+    """Return in words the end of a process, given its exit code.
 
     Args:
         code: the number of the signal that killed it, negative, or its status.

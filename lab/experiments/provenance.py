@@ -1,4 +1,4 @@
-"""Where a number comes from: hardware, versions, commit, memory."""
+"""The provenance of a number: hardware, versions, commit, memory."""
 
 import contextlib
 import os
@@ -52,7 +52,7 @@ def threads() -> int:
 
 
 def here() -> dict[str, Any]:
-    """What a document says of where it was made, on a CPU: `hardware`, `versions`, `commit`."""
+    """Return the provenance of a document made on a CPU: `hardware`, `versions`, `commit`."""
     return {"hardware": hardware(torch.device("cpu")), "versions": versions(), "commit": commit()}
 
 

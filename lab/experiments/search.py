@@ -133,7 +133,7 @@ class Search:
                 optuna.storages.fail_stale_trials(search)
 
     def counts(self) -> dict[str, int]:
-        """How many trials are in each state."""
+        """Return the number of trials in each state."""
         states = [row["state"] for row in self.rows()]
         return {state: states.count(state) for state in STATES}
 
@@ -147,7 +147,7 @@ class Search:
         ]
 
     def importances(self) -> list[dict[str, float]]:
-        """How much of the variation of scores each field accounts for (PED-ANOVA), by arm; empty where too few say."""
+        """Return each field's share of the variance of scores (PED-ANOVA), by arm; empty with too few trials."""
         found: list[dict[str, float]] = []
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
@@ -288,7 +288,7 @@ class IndexedTPE(BaseSampler):
 
 
 def suggest(study: Study, trial: optuna.Trial) -> Point:
-    """What a trial tries."""
+    """Return the values that a trial tries."""
     point: Point = {}
     for field, dimension in study.space.items():
         if not dimension.applies(point):

@@ -1,4 +1,4 @@
-"""Where runs and their results live.
+"""Folders of runs, and tables of kept results.
 
 A run's directory holds config.yaml, metrics.jsonl, checkpoints/, weights/ and, written last, result.json. A file is
 complete or absent: each is written beside its place and moved there.
@@ -50,7 +50,7 @@ class RunDirectory:
         self.failure = self.path / "failure.json"
 
     def snapshot(self, step: int) -> Path:
-        """Where the weights of a step before the last are, if they are kept."""
+        """Return the path of the weights of a step before the last, if they are kept."""
         return self.weights / f"step-{step}.safetensors"
 
     def snapshots(self) -> dict[int, Path]:
@@ -98,7 +98,7 @@ class RunDirectory:
                 raise kind(f"{self.path}: {reason}") from error
 
     def is_held(self) -> bool:
-        """Whether another process works on the run; False where that cannot be told (elsewhere than on Linux).
+        """Return True if another process works on the run; False where that is unknown (not on Linux).
 
         Not for who holds it: closing the file would let go.
         """
@@ -130,7 +130,7 @@ class RunDirectory:
         raise Failure(f"{self.result}: is not the result of run {self.experiment.identity}; move it away to run anew")
 
     def read_failure(self) -> str | None:
-        """Why the run failed when it was last tried; None when it did not."""
+        """Return the reason of the run's last failure; None if it did not fail."""
         try:
             return str(json.loads(self.failure.read_text(encoding="utf-8"))["reason"])
         except (FileNotFoundError, NotADirectoryError):
@@ -222,7 +222,7 @@ def _kept(table: Path, state: tuple[int, ...]) -> dict[str, Result]:
 
 
 def own_table(path: str, name: str, scale: str, folder: Path) -> tuple[Path, bool]:
-    """Where what a sweep or study at `path` leaves is kept in `folder`, and whether that place is its alone.
+    """Return the place in `folder` for results of the sweep or study at `path`, and True if it is its alone.
 
     Its alone are the places of the lab's own files, which lie in sweeps/: another file of such a name has none.
 
@@ -238,8 +238,8 @@ def own_table(path: str, name: str, scale: str, folder: Path) -> tuple[Path, boo
     return table, ours.is_file()
 
 
-class Kept(NamedTuple):
-    """What became of results that were to be kept, by identity."""
+class KeptResults(NamedTuple):
+    """The outcome of keeping results, by identity."""
 
     here: list[str]
     """In the table now."""
@@ -254,7 +254,7 @@ class Kept(NamedTuple):
 
 def keep_results(
     table: Path, results: Sequence[Result], replace: Collection[str] = (), known: Collection[str] | None = None
-) -> Kept:
+) -> KeptResults:
     """Add results to a committed table: one JSON object a line, tables by column (a third of the size of rows).
 
     What was kept before, there or in a table beside it, stays as it is, byte for byte.
@@ -288,7 +288,7 @@ def keep_results(
                 raise BadInput(f"--replace: '{identity}' is not allowed: {allowed}")
 
         # Lines that are to be added, or to take the place of others.
-        told, changed = Kept([], [], [], [], []), set()
+        told, changed = KeptResults([], [], [], [], []), set()
         for identity, line in ours.items():
             where = place.get(identity, table)
             (told.here if where == table else told.elsewhere).append(identity)
@@ -322,7 +322,7 @@ def _held(table: Path) -> list[tuple[str, bytes]]:
 
 
 def _alike(line: bytes, before: bytes) -> bool:
-    """Whether two lines say the same."""
+    """Return True if two lines hold the same values."""
     return line == before or json.dumps(json.loads(line)) == json.dumps(json.loads(before))
 
 

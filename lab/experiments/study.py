@@ -32,7 +32,7 @@ class Dimension(Config):
     high: float | None = None
     """The greatest value."""
     log: bool = False
-    """Whether equal factors count as equal steps."""
+    """True if equal factors count as equal steps."""
     choices: Any = None
     """A list of plain values, or a mapping from names to values of any kind."""
     when: dict[str, Any] = {}
@@ -68,25 +68,25 @@ class Dimension(Config):
         return [int(end) if end.is_integer() else end for end in (self.low, self.high)]
 
     def value(self, label: Any) -> Any:
-        """What a label stands for."""
+        """Return the value that a label stands for."""
         return self.choices[label] if isinstance(self.choices, dict) else label
 
     def applies(self, point: Point) -> bool:
-        """Whether the field is searched, given what was chosen before it."""
+        """Return True if the field is searched, given the values chosen before it."""
         return all(field in point and point[field] in _several(labels) for field, labels in self.when.items())
 
 
 class StudyScale(Config):
-    """What a study is at one size of machine; laid over the study's own fields."""
+    """A study at one size of machine; laid over the study's own fields."""
 
     budget: str
-    """What the scale costs, in words."""
+    """Cost of the scale, in words."""
     baseline: dict[str, Any] = {}
     """Experiment fields, as in a recipe."""
     arms: dict[str, Any] = {}
     """Values by field; a field named here replaces the study's."""
     space: dict[str, Dimension] = {}
-    """What is searched, by field; a field named here replaces the study's."""
+    """Searched ranges, by field; a field named here replaces the study's."""
     trials: Annotated[int | None, Field(ge=1, le=100_000)] = None
     """Trials in each arm; the study's when null."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]] | None, Field(min_length=1)] = None
@@ -97,9 +97,9 @@ class StudyFile(Config):
     """The content of a study's YAML file."""
 
     question: str
-    """What the study is to find out."""
+    """The question of the study."""
     endpoint: str
-    """What a trial's score is, stated before the study runs."""
+    """The score of a trial, stated before the study runs."""
     recipe: str | None = None
     """The recipe that the baseline is laid over, as datasets/NAME.yaml."""
     baseline: dict[str, Any] = {}
@@ -109,14 +109,14 @@ class StudyFile(Config):
     names of `arm`, which is no field, stand for mappings of several. Nothing of `arms` and `space` may set one field
     twice."""
     space: dict[str, Dimension]
-    """What is searched, by field (`key.sub`)."""
+    """Searched ranges, by field (`key.sub`)."""
     trials: int = Field(default=16, ge=1, le=100_000)
     """Trials in each arm."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[1000], min_length=1)
     """Seeds of each trial, other than those of the evidence; the score is the mean over them, the first decides whether
     to prune."""
     prune: bool = True
-    """Whether a trial that falls behind is given up. Where learning comes as a jump it should not be: in the pilot on
+    """True to give up a trial that falls behind. Not to be used where learning comes as a jump: in the pilot on
     stories a run that ends at 85 % stood at 3 % after a third of its steps, as did those that never learn."""
     scales: dict[str, StudyScale] = Field(min_length=1)
     """The sizes at which the study can be run."""
@@ -163,7 +163,7 @@ class Study:
         return [experiment_from({**mapping, "seed": seed}, origin) for seed in self.seeds]
 
     def settings(self, arm: Arm, point: Point) -> dict[str, Any]:
-        """What an arm and a point set, which no two of their fields may share."""
+        """Return the settings of an arm and a point; none may be set twice."""
         values = {field: self.space[field].value(label) for field, label in point.items()}
         try:
             return combine(
@@ -190,7 +190,7 @@ class Study:
         return points
 
     def whole(self, field: str) -> bool:
-        """Whether a range is of whole numbers, as the experiment's field is."""
+        """Return True if a range is of whole numbers, as the experiment's field is."""
         dimension = self.space[field]
         if dimension.low is None or dimension.high is None:
             return False
@@ -202,7 +202,7 @@ class Study:
         return False
 
     def definition(self, arm: Arm) -> dict[str, Any]:
-        """What must be the same for two trials to be of one search."""
+        """Return the settings that must be equal for two trials to belong to one search."""
         return {
             "baseline": self.experiments(arm, self.corners()[0])[0].identity,
             "space": {field: dimension.model_dump(mode="json") for field, dimension in self.space.items()},
@@ -296,7 +296,7 @@ def _check_scale(study: Study) -> None:
 
 
 def _check(axes: dict[str, Any], space: dict[str, Dimension], seeds: tuple[int, ...]) -> None:
-    """What can be wrong between the parts of a study."""
+    """Raise BadInput if the parts of a study contradict each other."""
     if len(set(seeds)) < len(seeds):
         raise BadInput(f"seeds: {list(seeds)} is not allowed: name each seed once")
     if not space:

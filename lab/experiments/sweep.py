@@ -63,7 +63,7 @@ class Primary(Config):
     trend: str | None = None
     """An axis along which the number is expected to rise or fall, in the order of its values (dose and response)."""
     limits: str | None = None
-    """What verdicts by it do not establish, told beside them."""
+    """Limits of the verdicts, printed beside them."""
 
     @model_validator(mode="after")
     def _has_a_level(self) -> Self:
@@ -94,10 +94,10 @@ class Primary(Config):
 
 
 class Scale(Config):
-    """What a sweep is at one size of machine; laid over the sweep's own baseline and axes."""
+    """A sweep at one size of machine; laid over the sweep's own baseline and axes."""
 
     budget: str
-    """What the scale costs, in words."""
+    """Cost of the scale, in words."""
     baseline: dict[str, Any] = {}
     """Experiment fields, as in a recipe."""
     primary: Primary | None = None
@@ -112,7 +112,7 @@ class SweepFile(Config):
     """The content of a sweep's YAML file."""
 
     question: str
-    """What the sweep is to find out."""
+    """The question of the sweep."""
     endpoint: str
     """The primary endpoint, stated before the sweep runs."""
     primary: Primary | None = None
@@ -134,7 +134,7 @@ class SweepFile(Config):
 
 
 STORE = Path("runs")
-"""Where runs go by default."""
+"""The default folder of runs."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Sweep:
     cells: tuple[Cell, ...]
     primary: Primary | None = None
     sources: tuple[Cell, ...] = ()
-    """What cells begin from: runs of the sweep, but no part of its question."""
+    """Runs that cells begin from: trained by the sweep, but no part of its question."""
 
     def command(self, store: Path, action: str = "run", options: Iterable[str] = ()) -> str:
         """A command on the sweep, as it runs in a shell: by default the one that fills missing cells."""
@@ -168,7 +168,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class State:
-    """How far a cell is: `done`, `failed`, `running`, `started` (and interrupted) or `waiting`.
+    """State of a cell: `done`, `failed`, `running`, `started` (and interrupted) or `waiting`.
 
     Waiting has a reason if it is for a source that failed.
     """
@@ -242,13 +242,13 @@ def _combinations(axes: dict[str, Any]) -> Iterator[Chosen]:
 
 
 def _moves(chosen: Chosen) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What the values on the axes set, as parts of a layer."""
+    """Return the settings of the values on the axes, as parts of a layer."""
     for axis, (name, value) in chosen.items():
         yield moved("axes", axis, name, value)
 
 
 def _source(name: Any, named: dict[str, dict[str, Any]], baseline: dict[str, Any], chosen: Chosen, origin: str) -> Cell:
-    """What the cell begins from for which names and values are `chosen` on the axes."""
+    """Return the source of the cell for which names and values are `chosen` on the axes."""
     if not isinstance(name, str) or name not in named:
         allowed = f"allowed: {', '.join(named)}" if named else "the sweep has no sources"
         raise BadInput(f"init_from: '{name}' is no source; {allowed}{did_you_mean(name, named)}")

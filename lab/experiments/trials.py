@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class News(NamedTuple):
-    """What a worker tells: that a trial is `running`, and how far, or is `complete`, `pruned`, `failed`, `stopped`.
+    """A worker's message: a trial is `running`, with its progress, or is `complete`, `pruned`, `failed`, `stopped`.
 
     Without a trial: that the worker is `lost`, or `hindered` by the machine, which hinders all.
     """
@@ -108,7 +108,7 @@ def _work(
     on_cpu: bool,
     heartbeat: int,
 ) -> None:
-    """What a worker process does."""
+    """Run a worker process."""
     searches.HEARTBEAT = heartbeat
     with contextlib.suppress(BrokenPipeError):
         try:
@@ -152,7 +152,7 @@ class _Worker:
         self.kept = kept_results()
 
     def stopping(self) -> bool:
-        """Whether to stop. The parent never writes: if there is anything to read, it has hung up."""
+        """Return True to stop. The parent never writes: if there is anything to read, it has hung up."""
         return self.connection.poll() or time.time() > self.deadline
 
     def tell(self, news: News) -> None:
@@ -288,7 +288,7 @@ def validation_score(experiment: Experiment, result: Result) -> tuple[float, int
     final = [row for row in result["scores"] if (row["split"], row["checkpoint"]) == ("validation", "final")]
 
     def share(one: ScoreRow) -> float:
-        """How much a row counts in the score, which is linear in its rows."""
+        """Return the weight of a row in the score, which is linear in its rows."""
         return task.summary([{**row, task.metric: float(row is one)} for row in final])[task.metric]
 
     spread = sum(share(row) ** 2 / row["count"] for row in final if row["count"])

@@ -34,7 +34,7 @@ Listen = Callable[[str, Progress], None]
 
 
 class Outcome(NamedTuple):
-    """How a run ended: `done`, `stopped`, `failed`, or `busy` (someone else's).
+    """The end of a run: `done`, `stopped`, `failed`, or `busy` (someone else's).
 
     One whose source failed, or is someone else's, is left `waiting`. The same command goes on with what was stopped.
     """
@@ -169,9 +169,9 @@ class _Death(NamedTuple):
     code: int
     """Its exit code, less than 0 where a signal killed it."""
     began: bool
-    """Whether it was ready to work."""
+    """True if it was ready to work."""
     of: str = ""
-    """Where it was one of its data workers that died: what is known of that."""
+    """If one of its data workers died: the details that are known."""
 
 
 class _Deaths(NamedTuple):
@@ -179,7 +179,7 @@ class _Deaths(NamedTuple):
 
     number: int = 0
     checkpoint: int = 0
-    """When the run's checkpoint was written, in ns."""
+    """Time at which the run's checkpoint was written, in ns."""
 
     def another(self, directory: RunDirectory) -> "_Deaths":
         """One process more."""
@@ -251,7 +251,7 @@ class _Losses:
 
 
 class _Order(NamedTuple):
-    """What every worker process is told."""
+    """Settings that every worker process gets."""
 
     store: Path
     deadline: float
@@ -283,7 +283,7 @@ class _Worker:
             self.pipe.send(experiment.model_dump_json())
 
     def hear(self) -> Progress | tuple[str, str] | _Death | None:
-        """What there is to hear: how far the run is, how it ended, or how the process died over it; None: it is ready.
+        """Return the worker's message: the run's progress, its end, or the process's death; None if it is ready.
 
         Call it when there is something.
 
@@ -363,7 +363,7 @@ def _with_news(crew: list[_Worker]) -> list[_Worker]:
 
 
 def _serve(pipe: Connection, order: _Order) -> None:
-    """What a worker process does."""
+    """Run a worker process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         while (text := pipe.recv()) is not None:
@@ -380,7 +380,7 @@ def _end_with_parent() -> None:
 
 
 def _carried_out(experiment: Experiment, order: _Order, pipe: Connection) -> tuple[str, str]:
-    """How a run ended."""
+    """Carry out a run and return its outcome."""
 
     def stop() -> bool:
         return pipe.poll() or time.time() > order.deadline  # while there is a run, the parent says nothing but to stop

@@ -1,1 +1,1 @@
-"""How a model learns: data, optimiser, Lightning modules, evaluation, decoding."""
+"""Training of a model: data, optimiser, Lightning modules, evaluation."""

@@ -1,4 +1,4 @@
-"""What happens between steps: logging, evaluation, checkpoints, stopping."""
+"""Callbacks between steps: logging, evaluation, checkpoints, stopping."""
 
 import copy
 import json
@@ -57,7 +57,7 @@ class JsonLines(Logger):
 
 
 def _step_is_over(trainer: L.Trainer, outputs: Any, batch: Any, index: int) -> bool:
-    """Whether the pass that has just ended was its optimiser step's last."""
+    """Return True if the pass that has just ended was the last of its optimiser step."""
     return (index + 1) % trainer.accumulate_grad_batches == 0
 
 

@@ -28,11 +28,11 @@ CHUNK = 2048
 
 
 RowLayout = Literal["packed", "joined"]
-"""How a step's examples lie in rows: packed into rows of `train.context` tokens, or joined end to end in one row."""
+"""Layout of a step's examples: packed into rows of `train.context` tokens, or joined end to end in one row."""
 
 
 class StepData(NamedTuple):
-    """What one optimiser step reads."""
+    """Data of one optimiser step."""
 
     batch: Batch
     """Its rows; where the step is read in parts, a part of them."""
@@ -110,7 +110,7 @@ def packed_batch(examples: Examples, context: int | None, n: int) -> Batch:
 
 
 def examples_per_step(task: Task, train: Train) -> int:
-    """How many examples make `batch_tokens` on average, from the first 4096 of seed 0."""
+    """Return the number of examples with `batch_tokens` tokens on average, from the first 4096 of seed 0."""
     mean = float(task.examples("train", np.arange(4096), seed=0).lengths.mean())
     return max(1, round(train.batch_tokens / mean))
 
@@ -156,7 +156,7 @@ class Steps(IterableDataset[StepData]):
             step += stride * ahead
 
     def _asked(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Which evaluation questions are among `keys` [E, K]; equal questions are all named, and 0 is none."""
+        """Return indices of evaluation questions that are among `keys` [E, K]; equal questions all count, 0 is none."""
         wanted = np.unique(keys)
         low, high = (np.searchsorted(self.questions, wanted[wanted > 0], side=side) for side in ("left", "right"))
         ranges = [np.arange(a, b) for a, b in zip(low, high, strict=True) if b > a]
@@ -193,7 +193,7 @@ def questions(sets: dict[str, Examples]) -> NDArray[np.uint64]:
 
 
 def by_set(seen: Tensor, sets: dict[str, Examples]) -> dict[str, NDArray[np.bool_]]:
-    """Which of `questions` were seen, `seen` [Q], in the shape of each set's keys: [N, K]."""
+    """Return `seen` [Q], one entry for each of `questions`, in the shape of each set's fingerprints: [N, K]."""
     ends = np.cumsum([examples.fingerprints.size for examples in sets.values()])[:-1]
     micro_batches = np.split(seen.cpu().numpy(), ends)
     return {name: part.reshape(sets[name].fingerprints.shape) for name, part in zip(sets, micro_batches, strict=True)}

@@ -81,7 +81,7 @@ def head_losses(model: LanguageModel, examples: Examples) -> list[float]:
 
 
 def answered(model: LanguageModel, task: Task, examples: Examples) -> NDArray[np.uint16]:
-    """What `Task.score` judges: the model's answers, or its teacher-forced predictions where they say as much."""
+    """Return the predictions to score: generated answers, or teacher-forced predictions where these are enough."""
     return generate(model, task, examples) if isinstance(task, GeneratedAnswers) else predict(model, examples)
 
 

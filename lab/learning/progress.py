@@ -1,13 +1,13 @@
-"""How far a run is."""
+"""Progress of a run."""
 
 from typing import NamedTuple
 
 STOPPING = "stopping at a checkpoint; once more to stop at once"
-"""What is said when a run or several are told to stop."""
+"""Message when runs are asked to stop."""
 
 
 class Progress(NamedTuple):
-    """Where a run stands."""
+    """Progress of a run at a step."""
 
     step: int
     steps: int

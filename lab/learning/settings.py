@@ -47,7 +47,7 @@ class Train(Config):
 
 
 class Evaluation(Config):
-    """What is measured while training; the full validation and test sets are always read at the end."""
+    """Measurements while training; the full validation and test sets are always scored at the end."""
 
     every: int = Field(default=500, ge=1)
     """Steps between evaluations on a part of the validation set; the best of them is kept."""

@@ -1,4 +1,4 @@
-"""What decoding keeps of the tokens that were read: keys and values of every attention layer, by column.
+"""The cache of decoding: keys and values of the tokens that were read, for every attention layer, by column.
 
 A place is a column of a row, counted through all rows: one index finds it, and is made once for all layers of a pass.
 
@@ -44,7 +44,7 @@ class Cache:
         return self._kept[owner]
 
     def read(self, owner: Hashable, places_BS: Tensor) -> list[Tensor]:
-        """What an owner keeps in places: [B, S, ...] each."""
+        """Return an owner's entries at some places: [B, S, ...] each."""
         return [kept.flatten(0, 1)[places_BS] for kept in self._kept[owner]]
 
     def move(self, source_BM: Tensor, target_BM: Tensor) -> None:
@@ -59,7 +59,7 @@ class Cache:
 
 
 class Slots(NamedTuple):
-    """Where a forward pass's tokens go in a cache."""
+    """The places that a forward pass's tokens take in a cache."""
 
     cache: Cache
     places: Tensor

@@ -48,7 +48,7 @@ def rotate(x_BTHK: Tensor, rotary_TK: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What all layers of one forward pass share: the positions' rotations, and which positions see which."""
+    """Data that all layers of one forward pass share: the positions' rotations, and the attention mask."""
 
     rotary: Tensor
     """complex64 [T, 1, K/2], or [B, T, 1, K/2] where rows stand at different positions."""
@@ -212,7 +212,7 @@ class Decoder(nn.Module):
         self.unembedding = nn.Linear(width, vocabulary, bias=False)
 
     def context(self, tokens_BT: Tensor, documents_BT: Tensor | None) -> Context:
-        """Who sees whom: causal within a document.
+        """Return the context of plain or packed rows: attention is causal within a document.
 
         Args:
             tokens_BT: token ids.
@@ -227,7 +227,7 @@ class Decoder(nn.Module):
         return Cache(rotary(columns, self.head_width, self.rotary_base, self.embedding.weight.device))
 
     def continuation(self, cache: Cache, columns_BS: Tensor, positions_BS: Tensor, seen_BSC: Tensor | None) -> Context:
-        """Who sees whom where some tokens are read after those in a cache.
+        """Return the context of tokens that are read after those in a cache.
 
         Args:
             cache: what layers keep; the pass writes to it.

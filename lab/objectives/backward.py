@@ -47,10 +47,10 @@ def backward_order(n: int, positions: int, vocabulary: int) -> Order:
 
 
 class Losses(NamedTuple):
-    """What a batch costs."""
+    """The losses of a batch."""
 
     total: Tensor
-    """What training minimises: the heads' losses, weighted and added up."""
+    """The training loss: the heads' losses, weighted and summed."""
     nats: Tensor
     """[n] the sum of each head's cross-entropies over its valid targets, in nats; no gradient."""
     targets: Tensor
@@ -111,7 +111,7 @@ def gradient_norms(objective: Objective, decoder: Decoder, batch: Batch) -> Tens
 
 
 class _Readout(NamedTuple):
-    """What differentiating a head's loss gives, on the way from its hidden states on."""
+    """A head's loss and its gradients, from its hidden states on."""
 
     loss: Tensor
     nats: Tensor
@@ -135,7 +135,7 @@ class _Heads:
 
     @functools.cached_property
     def parameters(self) -> list[nn.Parameter]:
-        """What the heads train beside the trunk."""
+        """The parameters that the heads' losses train, without the trunk's."""
         above = (each for name, each in self.decoder.named_parameters() if not name.startswith("trunk."))
         return [*above, *self.objective.parameters()]
 

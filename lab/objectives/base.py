@@ -1,4 +1,4 @@
-"""What an objective is: a way of predicting n future tokens from the trunk's output."""
+"""The contract of an objective: a way of predicting n future tokens from the trunk's output."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -68,11 +68,11 @@ class Objective(nn.Module, ABC):
     """Names the tokens that heads 2 to n have as targets (`lab.tasks.targets`); None: all that are trained on. Like the
     two shares it is the config's, from which `LanguageModel` sets it."""
     heads_share_layers: ClassVar[bool]
-    """Whether heads share layers, so that none can be differentiated through without the others' (else each reads the
-    trunk alone, and can be done with before the next begins)."""
+    """True if heads share layers: then their backward passes run together. Otherwise each head reads the trunk alone,
+    and can be differentiated and freed before the next one is computed."""
 
     teacher_forced: ClassVar[bool] = False
-    """Whether heads beyond the first read the true tokens between: then they predict next tokens, too."""
+    """True if heads beyond the first read the true tokens between: then they predict next tokens, too."""
 
     def logits(
         self, decoder: Decoder, trunk_BTD: Tensor, context: Context, heads: int, tokens: Tensor | None = None
@@ -114,7 +114,7 @@ class Objective(nn.Module, ABC):
         return decoder.logits(hidden)
 
     def token_weights(self, batch: Batch) -> Tensor | None:
-        """How much each position's targets count in the loss [B, T]; None where all count the same."""
+        """Return the weight of each position's targets in the loss [B, T]; None if all weigh the same."""
         return None
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What a model costs: parameters counted on instantiated models, and training FLOPs derived from them."""
+"""Costs of a model: parameters counted on instantiated models, and training FLOPs derived from them."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""What objectives share: their fields, a module for each head, and what inference drops."""
+"""Parts that objectives share: their fields, a module for each head, and the parameters used in training only."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -36,7 +36,7 @@ class PredictionConfig(Config, ABC):
 
     @abstractmethod
     def head_layers(self) -> int:
-        """How many of the model's N layers are not the trunk's."""
+        """Return the number of the model's N layers that are not the trunk's."""
 
     @abstractmethod
     def head_weights(self, done: float) -> list[float]:
@@ -48,7 +48,7 @@ class PredictionConfig(Config, ABC):
 
 
 class OneHead(PredictionConfig):
-    """What objectives that predict the next token alone have in common."""
+    """Base of the objectives that predict the next token only."""
 
     def head_weights(self, done: float) -> list[float]:
         return [1.0]
@@ -60,10 +60,10 @@ class ManyHeads(PredictionConfig):
     n: int = Field(ge=1, le=64)
     """Future tokens predicted at once, one head each; 1 is next-token prediction."""
     reduction: Reduction = "sum"
-    """How the heads' losses become one: their sum (the paper), or their mean (the clip norm is met as with n=1); both
+    """Reduction of the heads' losses: their sum (the paper), or their mean (the clip norm is met as with n=1); both
     weighted, if there are `weights`."""
     weights: Annotated[HeadWeights | None, Neutral(None)] = None
-    """How much each head counts, and when; its name selects it. Null: all the same (the paper)."""
+    """Weight of each head over training; its name selects it. Null: all the same (the paper)."""
     trunk_gradient: Annotated[float, Neutral(1.0), Field(ge=0, le=1)] = 1.0
     """The share of the further heads' gradient that reaches what the next token is computed by, final norm and
     unembedding apart: 1 all (the paper), 0 none; where it is taken says lab/objectives/NAME.py."""

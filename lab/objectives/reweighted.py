@@ -32,7 +32,7 @@ class Reweighted(OneHead):
     n: int = Field(ge=1, le=64)
     """The number of heads whose implicit weights W(n, k) the targets have."""
     reduction: Reduction = "sum"
-    """Whether the weights are those of the heads' sum, n and more, or those of their mean, 1 and more."""
+    """Scale of the weights: that of the heads' sum, n and more, or that of their mean, 1 and more."""
 
     def head_layers(self) -> int:
         return 1

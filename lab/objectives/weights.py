@@ -1,4 +1,4 @@
-"""How much each head's loss counts, and how that changes over training.
+"""Weights of the heads' losses, and their schedules over training.
 
 Every law gives relative weights w_1..w_n for a share of training done. The losses then become one by `reduction`: their
 weighted sum (every weight 1: the paper, which states no other), or that divided by the weights' sum.

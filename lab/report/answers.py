@@ -1,4 +1,4 @@
-"""What `lab analyze generation` measured on a sweep, over seeds."""
+"""Results of `lab analyze generation` on a sweep, over seeds."""
 
 from typing import Any
 

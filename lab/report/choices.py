@@ -1,4 +1,4 @@
-"""What `lab analyze weights` measured on a sweep of choices, as the count of Section 5.1 speaks of it."""
+"""Results of `lab analyze weights` on a sweep of choices, in the terms of Section 5.1."""
 
 from typing import Any
 

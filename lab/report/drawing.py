@@ -1,4 +1,4 @@
-"""What figures are put together from: panels, points beside each other, intervals, labels that do not overlap."""
+"""Parts of figures: panels, points beside each other, intervals, labels that do not overlap."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -79,7 +79,7 @@ def heading(figure: Figure, title: str, legend: str) -> None:
 
 
 def side_by_side(values: Iterable[int], width: float) -> dict[int, float]:
-    """How far to shift what belongs to each of `values`, so that all stand side by side within about `width`."""
+    """Return the shift of each of `values` that puts them side by side within about `width`."""
     ordered = sorted(set(values))
     return {value: (place - (len(ordered) - 1) / 2) * width / len(ordered) for place, value in enumerate(ordered)}
 

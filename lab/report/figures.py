@@ -99,7 +99,7 @@ def _source(name: str, sweep: str | None, scale: str) -> tuple[str, bool]:
 
 
 def measured(table: str, scale: str, command: str) -> dict[str, Any]:
-    """What a command printed as JSON at a scale, from results/.
+    """Return the JSON document that a command printed at a scale, from results/.
 
     Raises:
         Missing: it is not there; names the command that fills it.

@@ -86,7 +86,7 @@ def _heading(document: dict[str, Any]) -> str:
 
 
 def title(document: dict[str, Any]) -> str:
-    """What a sweep's table compares, in percent, and its margin."""
+    """Return the title of a sweep's table: its measure, in percent, and its margin."""
     primary, measure = document["primary"], document["measure"].replace("_", " ")
     where, margin = [f"{name} {value}" for name, value in primary["where"].items()], 100 * primary["margin"]
     scores = ", ".join([f"{measure} (%)", *where])

@@ -1,4 +1,4 @@
-"""What came out of a study: its trials as a table, the best of each arm, and what is kept of them."""
+"""Results of a study: its trials as a table, the best of each arm, and its kept trials."""
 
 import contextlib
 import json
@@ -105,7 +105,7 @@ def complete(study: Study, store: Path) -> list[ScoreRow]:
 
 
 def kept_path(study: Study) -> Path:
-    """Where a study's trials are kept, and committed.
+    """Return the path of a study's kept trials.
 
     Raises:
         BadInput: that is the place of another study, of the same name.
@@ -113,8 +113,8 @@ def kept_path(study: Study) -> Path:
     return own_table(study.path, study.name, study.scale, home() / "results" / "studies")[0]
 
 
-class Kept(NamedTuple):
-    """What became of trials that were to be kept, by name."""
+class KeptTrials(NamedTuple):
+    """The outcome of keeping trials, by name."""
 
     table: Path
     rows: list[ScoreRow]
@@ -125,7 +125,7 @@ class Kept(NamedTuple):
     replaced: list[str]
 
 
-def keep(study: Study, rows: Sequence[ScoreRow], replace: Collection[str] = ()) -> Kept:
+def keep(study: Study, rows: Sequence[ScoreRow], replace: Collection[str] = ()) -> KeptTrials:
     """Add a study's finished trials to a table to commit: one JSON object a line, in the study's order.
 
     What was kept before stays as it is.
@@ -154,7 +154,7 @@ def keep(study: Study, rows: Sequence[ScoreRow], replace: Collection[str] = ()) 
             if name not in before or name not in done:
                 allowed = f"should be a trial that is finished, and kept{did_you_mean(name, before.keys() & done)}"
                 raise BadInput(f"--replace: '{name}' is not allowed: {allowed}")
-        told = Kept(table, [], [name for name in done if name not in before], [], [])
+        told = KeptTrials(table, [], [name for name in done if name not in before], [], [])
         for name in (each for each in done if each in before):
             if json.dumps(before[name]) != json.dumps(done[name]):
                 (told.replaced if name in replace else told.differing).append(name)

@@ -1,4 +1,4 @@
-"""How the lab's pictures look: one style, one colour for each n, everywhere."""
+"""Style of the lab's pictures: one style, one colour for each n, everywhere."""
 
 import re
 from html import unescape
@@ -61,7 +61,7 @@ def save(figure: Figure, folder: Path, name: str, source: str, alone: bool) -> l
 
 
 def _source(path: Path) -> str | None:
-    """What a picture says it was drawn from, nothing if it does not say; None for what is no picture."""
+    """Return the source named in a picture, empty if it names none; None if the file is no picture."""
     content = path.read_bytes()
     if content.startswith(b"\x89PNG"):
         with Image.open(path) as picture:

@@ -112,7 +112,7 @@ def _about(cell: Cell, result: Result) -> ScoreRow:
 
 
 def past(accuracy: "pd.Series[float]", count: "pd.Series[int]", level: "pd.Series[float]") -> "pd.Series[bool]":
-    """Whether each accuracy over `count` examples lies above its level, by the lower end of its 95 % interval.
+    """Return True for each accuracy over `count` examples whose 95 % interval lies above its level.
 
     The interval is Wilson's, for examples that are independent; level is taken as exact.
     """
@@ -183,7 +183,7 @@ def unsliced(frame: pd.DataFrame, task: Task) -> pd.DataFrame:
 
 
 def score_tables(frame: pd.DataFrame, arms: list[str], task: Task) -> list[dict[str, Any]]:
-    """What to print of a sweep: the task's chosen measure by arm along its main slice, and the task's levels.
+    """Return the tables of a sweep to print: the task's metric by arm along its main slice, and its baselines.
 
     One table for all examples, and where some questions were trained on, one for seen and one for unseen questions.
 

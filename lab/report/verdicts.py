@@ -261,7 +261,7 @@ def _trends(primary: Primary, scores: pd.DataFrame, axes: list[str]) -> list[Sco
 
 
 def _change(row: ScoreRow, first: ScoreRow) -> ScoreRow | None:
-    """What a row's differences have beyond those of the first condition, seed by seed."""
+    """Return a row's differences minus those of the first condition, seed by seed."""
     shared = [seed for seed in row["differences"] if seed in first["differences"]]
     if row is first or not shared:
         return None
