@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from lab.bench import memory
 from lab.bench.memory import Meter, available, bound, cells, estimate
 from lab.bench.speed import Setting
-from lab.cli.bench import Bytes
+from lab.cli.bench import ByteSize
 from lab.cli.main import cli
 from lab.errors import BadInput
 from lab.home import home
@@ -165,8 +165,8 @@ def test_bench_memory_for_people() -> None:
 
 
 def test_amounts_of_memory() -> None:
-    assert Bytes().convert("512MiB", None, None) == 2**29
-    assert Bytes().convert("1.5GiB", None, None) == 3 * 2**29
+    assert ByteSize().convert("512MiB", None, None) == 2**29
+    assert ByteSize().convert("1.5GiB", None, None) == 3 * 2**29
 
 
 def test_the_objective_of_a_setting_is_checked_before_anything_runs() -> None:
