@@ -17,8 +17,7 @@ from lab.experiments.sweep import Cell, Sweep
 from lab.report.drawing import GREY, heading
 from lab.report.page import named
 from lab.report.style import colour_of
-from lab.report.verdicts import judge
-from lab.tasks.base import ScoreRow
+from lab.report.verdicts import Comparison, judge
 
 SWEEPS = {
     "sweeps/pilot_rates_seeds.yaml": "Ten seeds, less next token at the same learning rate",
@@ -37,7 +36,7 @@ SWEEPS = {
 GAP = 1.6
 """Between the last line of a sweep and the name of the next, in lines."""
 
-Group = tuple[str, float, list[ScoreRow]]
+Group = tuple[str, float, list[Comparison]]
 """A sweep's title, its margin in points, and its verdicts."""
 
 
@@ -75,14 +74,14 @@ def compared(sweep: Sweep) -> str:
 def panel(axes: Axes, groups: list[Group]) -> None:
     """The sweeps of one measure."""
     points = [
-        100 * each for _, _, rows in groups for row in rows for each in (*row["differences"].values(), row["mean"])
+        100 * each for _, _, rows in groups for row in rows for each in (*row.differences.values(), row.difference.mean)
     ]
     widest = 1.1 * max(*map(abs, points), *(1.5 * margin for _, margin, _ in groups))
     axes.set_xlim(-widest, widest)
     axes.axvline(0, color=GREY, linewidth=0.8, zorder=0)
     at_left, place, ticks = axes.get_yaxis_transform(), 0.0, {}
     for words, margin, rows in groups:
-        than = {named(row["less"]) for row in rows}
+        than = {named(row.less) for row in rows}
         less = f", less {than.pop()}" if len(than) == 1 else ""
         style: dict[str, Any] = {"ha": "right", "va": "center", "fontweight": "bold", "fontsize": "small"}
         axes.text(-0.01, place, f"{words}{less}", transform=at_left, **style)
@@ -90,9 +89,9 @@ def panel(axes: Axes, groups: list[Group]) -> None:
         axes.fill_betweenx(band, -margin, margin, color="0.93", linewidth=0, zorder=-1)
         for row in rows:
             place += 1
-            ticks[place] = named(row["arm"])
+            ticks[place] = named(row.arm)
             line(axes, place, row)
-            told = f"{row['verdict']} ({row['seeds']})"
+            told = f"{row.verdict} ({row.seeds})"
             axes.text(1.01, place, told, transform=at_left, color=GREY, fontsize="small", va="center")
         place += GAP
     axes.set_yticks(list(ticks), list(ticks.values()))
@@ -101,12 +100,12 @@ def panel(axes: Axes, groups: list[Group]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def line(axes: Axes, place: float, row: ScoreRow) -> None:
+def line(axes: Axes, place: float, row: Comparison) -> None:
     """The seeds of one arm, their mean and its interval."""
-    points, colour = [100 * each for each in row["differences"].values()], colour_of(row["n"])
+    points, colour = [100 * each for each in row.differences.values()], colour_of(row.n)
     axes.scatter(points, [place] * len(points), s=14, color=colour, alpha=0.5, linewidths=0)
-    mean = 100 * row["mean"]
+    mean = 100 * row.difference.mean
     axes.errorbar(
-        mean, place, xerr=[[mean - 100 * row["low"]], [100 * row["high"] - mean]],
+        mean, place, xerr=[[mean - 100 * row.difference.low], [100 * row.difference.high - mean]],
         marker="|", markersize=10, linewidth=1.5, elinewidth=1, capsize=2.5, color=colour,
     )  # fmt: skip

@@ -182,16 +182,16 @@ def test_effects_show_every_pair_of_seeds_and_the_verdict() -> None:
     assert len(rows) == len(dots) == 4
     for row, own in zip(rows, dots, strict=True):
         assert sorted(np.asarray(own.get_offsets())[:, 0]) == pytest.approx(
-            sorted(100 * each for each in row["differences"].values())
+            sorted(100 * each for each in row.differences.values())
         )
-        assert np.allclose(np.asarray(own.get_facecolor())[0, :3], colour_of(row["n"]))
+        assert np.allclose(np.asarray(own.get_facecolor())[0, :3], colour_of(row.n))
     means = [line.get_xdata() for line in axes.lines if line.get_marker() == "|" and line.get_markersize() == 10]
-    assert np.ravel(means) == pytest.approx([100 * row["mean"] for row in rows])  # type: ignore[arg-type]
+    assert np.ravel(means) == pytest.approx([100 * row.difference.mean for row in rows])  # type: ignore[arg-type]
     assert [each.get_text() for each in axes.get_yticklabels()] == [
         *("n = 2", "n = 4"), *("n = 4, 1M", "n = 4, 10M")
     ]  # fmt: skip
     told = [each.get_text() for each in axes.texts]
-    assert told[:2] == ["one, less n = 1", f"{rows[0]['verdict']} (3)"]
+    assert told[:2] == ["one, less n = 1", f"{rows[0].verdict} (3)"]
 
 
 def test_induction_by_fresh_shows_every_seed_and_their_means() -> None:

@@ -24,7 +24,7 @@ from lab.report.endpoints import taught_further, tokens_to
 from lab.report.page import markdown, percent, table, trend_table
 from lab.report.statistics import difference_of_shares, holm, page_trend, pairing_gain, seeds_needed, sign_flip
 from lab.report.tables import Interval, interval
-from lab.report.verdicts import CONTROL, document, judge, verdict
+from lab.report.verdicts import CONTROL, Outcome, document, judge, verdict
 from tests import made_up
 
 FRESH = Primary(where={"names": "fresh"}, margin=0.1)
@@ -88,7 +88,7 @@ def test_a_sweep_is_judged_by_its_endpoint() -> None:
     for cell, result in finished:
         result["seconds"] = 60.0 * cell.experiment.objective.n * (1 + cell.experiment.seed)  # others ran beside most
     rows = judge(dataclasses.replace(sweep, primary=FRESH), finished)
-    assert [(row["arm"]["objective.n"], row["less"]["objective.n"], row["seeds"]) for row in rows] == [
+    assert [(row.arm["objective.n"], row.less["objective.n"], row.seeds) for row in rows] == [
         (2, 1, 4),
         (4, 1, 4),
     ]
@@ -104,17 +104,19 @@ def test_a_sweep_is_judged_by_its_endpoint() -> None:
 
     one, two = np.array(scores(1)), np.array(scores(2))
     first = rows[0]
-    assert (first["mean"], first["low"], first["high"]) == pytest.approx(interval(two - one))
-    assert (first["score"], first["other_score"]) == pytest.approx((two.mean(), one.mean()))
-    assert (first["verdict"], first["holm"]) == ("screen", None)  # of four seeds
-    assert first["pairing_gain"] == pytest.approx(pairing_gain(two, one))
-    assert first["deviation"] == pytest.approx(np.std(two - one, ddof=1))
-    assert first["seeds_for_margin"] == max(6, seeds_needed(0.1, first["deviation"]) or 0)
-    assert first["seeds_for_margin_safe"] >= first["seeds_for_margin"]
-    assert first["minutes_for_margin_safe"] == pytest.approx(3 * first["seeds_for_margin_safe"])  # one and two a seed
-    assert first["p"] == sign_flip(two - one)
-    assert 0 <= first["past"] <= 4
-    assert json.dumps(rows)
+    assert (first.difference.mean, first.difference.low, first.difference.high) == pytest.approx(interval(two - one))
+    assert (first.score.arm, first.score.other) == pytest.approx((two.mean(), one.mean()))
+    assert (first.verdict, first.holm) == ("screen", None)  # of four seeds
+    assert first.pairing_gain == pytest.approx(pairing_gain(two, one))
+    assert first.deviation == pytest.approx(np.std(two - one, ddof=1))
+    assert first.plan.seeds == max(6, seeds_needed(0.1, first.deviation) or 0)
+    assert first.plan.seeds is not None
+    assert first.plan.seeds_safe is not None
+    assert first.plan.seeds_safe >= first.plan.seeds
+    assert first.plan.minutes_safe == pytest.approx(3 * first.plan.seeds_safe)  # one and two a seed
+    assert first.p == sign_flip(two - one)
+    assert 0 <= first.past.arm <= 4
+    assert json.dumps([row.to_json() for row in rows])
 
 
 def test_arms_and_conditions_keep_their_names() -> None:
@@ -126,57 +128,56 @@ def test_arms_and_conditions_keep_their_names() -> None:
     ]
     renamed = dataclasses.replace(sweep, primary=FRESH, axes=("seed", "condition", "arm"))
     rows, plain = judge(renamed, cells), judge(dataclasses.replace(sweep, primary=FRESH), finished)
-    assert [row["arm"] for row in rows] == [{"condition": size, "arm": 2} for size in ("1M", "3M")]
-    assert [row["less"] for row in rows] == [{"condition": size, "arm": 1} for size in ("1M", "3M")]
-    assert [row["change"] for row in rows] == [row["change"] for row in plain]
-    assert rows[1]["change"] is not None
+    assert [row.arm for row in rows] == [{"condition": size, "arm": 2} for size in ("1M", "3M")]
+    assert [row.less for row in rows] == [{"condition": size, "arm": 1} for size in ("1M", "3M")]
+    assert [row.change for row in rows] == [row.change for row in plain]
+    assert rows[1].change is not None
 
 
 def test_tokens_to_the_level_of_the_endpoint_are_read_off_the_curves() -> None:
     sweep, finished = made_up.stories(ns=(1, 2), seeds=3)
     primary = dataclasses.replace(sweep, primary=FRESH)
-    assert judge(primary, finished)[0]["tokens_to"] is None  # the level is not in these curves
+    assert judge(primary, finished)[0].tokens_to.arm is None  # the level is not in these curves
     for _, result in finished:
         for row in result["curve"]:
             row["validation/class_copying"] = 0.3
             row["validation/second_token_accuracy_names_fresh"] = 0.1 * row["step"] / 500
             row["validation/class_copying_names_fresh"] = 0.65
-    (row,) = judge(primary, finished)
-    assert (row["tokens_to"], row["other_tokens_to"]) == (1024 * 3500, 1024 * 3500)
+    (compared,) = judge(primary, finished)
+    assert (compared.tokens_to.arm, compared.tokens_to.other) == (1024 * 3500, 1024 * 3500)
     curve = finished[0][1]["curve"]
     del curve[0]["validation/class_copying_names_fresh"]  # a slice that was empty then
-    assert judge(primary, finished)[0]["tokens_to"] == 1024 * 3500
+    assert judge(primary, finished)[0].tokens_to.arm == 1024 * 3500
     for row in curve[1:]:
         del row["validation/class_copying_names_fresh"]
-    assert judge(primary, finished)[0]["tokens_to"] is None
+    assert judge(primary, finished)[0].tokens_to.arm is None
 
 
 def test_changes_are_against_the_first_condition() -> None:
     sweep, finished = made_up.stories(ns=(1, 2), seeds=4, further={"model.size": ["1M", "3M"]})
     one, other = judge(dataclasses.replace(sweep, primary=FRESH), finished)
-    assert (one["arm"]["model.size"], other["arm"]["model.size"]) == ("1M", "3M")
-    assert one["change"] is None
-    change = interval([other["differences"][seed] - one["differences"][seed] for seed in range(4)])
-    assert tuple(other["change"].values()) == pytest.approx(change)
+    assert (one.arm["model.size"], other.arm["model.size"]) == ("1M", "3M")
+    assert one.change is None
+    change = interval([other.differences[seed] - one.differences[seed] for seed in range(4)])
+    assert other.change == pytest.approx(change)
 
 
 def test_a_screen_has_no_verdicts() -> None:
     sweep, finished = made_up.stories(seeds=8)
     screen = FRESH.model_copy(update={"screen": True})
     rows, plain = (judge(dataclasses.replace(sweep, primary=each), finished) for each in (screen, FRESH))
-    assert {(row["verdict"], row["holm"]) for row in rows} == {("screen", None)}
-    assert "screen" not in {row["verdict"] for row in plain}
-    blank = {"verdict": None, "holm": None}
-    assert [{**row, **blank} for row in rows] == [{**row, **blank} for row in plain]
+    assert {(row.verdict, row.holm) for row in rows} == {("screen", None)}
+    assert "screen" not in {row.verdict for row in plain}
+    assert rows == [dataclasses.replace(row, verdict=Outcome.SCREEN, holm=None) for row in plain]
 
 
 def test_a_family_is_what_can_be_a_claim_in_its_sweep() -> None:
     sweep, finished = made_up.stories(ns=(1, 2, 3, 4), seeds=8)
     few = [(cell, result) for cell, result in finished if cell.axes["objective.n"] != 4 or cell.experiment.seed < 5]
     rows = judge(dataclasses.replace(sweep, primary=FRESH), few)
-    assert [row["seeds"] for row in rows] == [8, 8, 5]
-    assert [row["holm"] for row in rows] == [*holm([row["p"] for row in rows[:2]]), None]
-    assert rows[2]["verdict"] == "screen"
+    assert [row.seeds for row in rows] == [8, 8, 5]
+    assert [row.holm for row in rows] == [*holm([row.p for row in rows[:2]]), None]
+    assert rows[2].verdict == "screen"
 
 
 OBJECTIVES: dict[str, Any] = {
@@ -235,11 +236,11 @@ def test_controls_are_above_or_below_and_claims_reproduced_or_reversed() -> None
     lead = {"next": 0.0, "two heads": 0.2, "anticausal": -0.2, "shallow": 0.2, "detached": -0.2, "halved": 0.2}
     sweep, finished = arms([*lead], 10, lambda name, seed: 0.4 + lead[name] + 0.001 * (seed % 3) * (name != "next"))
     expected = ["reproduced", "reversed", "above", "below", "reproduced"]
-    assert [row["verdict"] for row in judge(dataclasses.replace(sweep, primary=FRESH), finished)] == expected
+    assert [row.verdict for row in judge(dataclasses.replace(sweep, primary=FRESH), finished)] == expected
     named = FRESH.model_copy(update={"controls": ("halved",)})
     rows = judge(dataclasses.replace(sweep, primary=named), finished)
-    assert [row["verdict"] for row in rows] == [*expected[:-1], "above"]
-    assert [row["claim"] for row in rows] == [True, True, False, False, False]
+    assert [row.verdict for row in rows] == [*expected[:-1], "above"]
+    assert [row.claim for row in rows] == [True, True, False, False, False]
 
     # A dose of 0 is a float in a table of doses, and "0" in the file.
     assert Primary(margin=0.1, controls=("0",)).is_control({"dose": 0.0})
@@ -248,7 +249,7 @@ def test_controls_are_above_or_below_and_claims_reproduced_or_reversed() -> None
     # Two arms with further heads: none of them stands for next-token prediction.
     sweep, finished = arms(["two heads", "anticausal", "next"], 10, lambda name, seed: lead[name] + 0.4 + seed / 1e3)
     rows = judge(dataclasses.replace(sweep, primary=FRESH), finished)
-    assert [row["verdict"] for row in rows] == ["below", "below"]
+    assert [row.verdict for row in rows] == ["below", "below"]
 
 
 SOLVED = FRESH.model_copy(update={"measure": "solved", "level": 0.95, "margin": 0.2})
@@ -258,23 +259,23 @@ def test_shares_of_seeds_solved_are_compared_by_pairs() -> None:
     solvers = {"next": 2, "two heads": 20, "shallow": 2, "detached": 0}
     sweep, finished = arms([*solvers], 20, lambda name, seed: 0.95 if seed < solvers[name] else 0.9499)
     rows = judge(dataclasses.replace(sweep, primary=SOLVED), finished)
-    assert [(row["past"], row["other_past"]) for row in rows] == [(20, 2), (2, 2), (0, 2)]
-    assert [row["mean"] for row in rows] == pytest.approx([0.9, 0.0, -0.1])
+    assert [(row.past.arm, row.past.other) for row in rows] == [(20, 2), (2, 2), (0, 2)]
+    assert [row.difference.mean for row in rows] == pytest.approx([0.9, 0.0, -0.1])
     for row, solved in zip(rows, (20, 2, 0), strict=True):
         spread = difference_of_shares(np.arange(20) < solved, np.arange(20) < 2)
-        assert (row["low"], row["high"]) == pytest.approx((spread.low, spread.high))
+        assert (row.difference.low, row.difference.high) == pytest.approx((spread.low, spread.high))
         discordant = abs(solved - 2)
-        assert row["p"] == pytest.approx(stats.binomtest(discordant, discordant).pvalue if discordant else 1)
+        assert row.p == pytest.approx(stats.binomtest(discordant, discordant).pvalue if discordant else 1)
         fisher = stats.fisher_exact(np.array([[solved, 20 - solved], [2, 18]]))
-        assert row["fisher"] == pytest.approx(fisher.pvalue)
-    assert rows[0]["holm"] < 1e-4
-    assert [row["verdict"] for row in rows] == ["reproduced", "no difference", "inconclusive"]
-    assert rows[0]["seeds_for_margin"] is None
+        assert row.fisher == pytest.approx(fisher.pvalue)
+    assert (rows[0].holm or 1) < 1e-4
+    assert [row.verdict for row in rows] == ["reproduced", "no difference", "inconclusive"]
+    assert rows[0].plan.seeds is None
 
     sweep = dataclasses.replace(sweep, primary=SOLVED)
     heads, (first, *_) = table(_told(sweep, finished))
     cells = dict(zip(heads, first, strict=True))
-    both = f"+90.0 ({100 * rows[0]['low']:+.1f} to {100 * rows[0]['high']:+.1f})"
+    both = f"+90.0 ({100 * rows[0].difference.low:+.1f} to {100 * rows[0].difference.high:+.1f})"
     assert (cells["solved"], cells["difference"]) == ("20, 2", both)
     assert (cells["p"], cells["Holm"]) == ("8e-06", "2e-05")
 
@@ -287,14 +288,14 @@ def test_learning_sooner_is_told_by_the_budget_that_was_left() -> None:
     timed = FRESH.model_copy(update={"measure": "tokens_to_level", "level": 0.95})
     rows = judge(dataclasses.replace(sweep, primary=timed), finished)
     # Of 5,000 steps the two heads leave half, the anticausal ones nine tenths, next token none, though one comes to it.
-    assert [row["mean"] for row in rows] == pytest.approx([0.5, 0.9, 0.0])
-    assert [row["verdict"] for row in rows] == ["reproduced", "reproduced", "no difference"]
-    assert [row["tokens_to"] for row in rows] == pytest.approx([1024 * 2500, 1024 * 500, math.nan], nan_ok=True)
-    assert math.isnan(rows[0]["other_tokens_to"]), "one seed of eight is no median"
+    assert [row.difference.mean for row in rows] == pytest.approx([0.5, 0.9, 0.0])
+    assert [row.verdict for row in rows] == ["reproduced", "reproduced", "no difference"]
+    assert [row.tokens_to.arm for row in rows] == pytest.approx([1024 * 2500, 1024 * 500, math.nan], nan_ok=True)
+    assert math.isnan(rows[0].tokens_to.other or 0), "one seed of eight is no median"
     times = [np.full(8, 2500.0), np.full(8, 5000.0)]
     theirs = stats.logrank(times[0], stats.CensoredData(uncensored=times[1][:1], right=times[1][1:]))
-    assert rows[0]["log_rank"] == pytest.approx(theirs.pvalue)
-    assert {row["past"] for row in rows} == {0}  # the final score is on test
+    assert rows[0].log_rank == pytest.approx(theirs.pvalue)
+    assert {row.past.arm for row in rows} == {0}  # the final score is on test
 
     told = _told(dataclasses.replace(sweep, primary=timed), finished)
     heads, lines = table(told)
@@ -309,7 +310,7 @@ def test_learning_is_timed_on_a_curve_of_the_endpoint_or_not_at_all() -> None:
     with pytest.raises(BadInput, match=r"primary\.measure: 'tokens_to_level'.*second_token_accuracy on names pool"):
         judge(dataclasses.replace(sweep, primary=timed), finished)  # the curve is of fresh names
     score = timed.model_copy(update={"measure": "score"})
-    assert judge(dataclasses.replace(sweep, primary=score), finished)[0]["tokens_to"] is None
+    assert judge(dataclasses.replace(sweep, primary=score), finished)[0].tokens_to.arm is None
 
 
 def test_a_dose_is_tested_along_its_order() -> None:
@@ -357,7 +358,7 @@ def _told(sweep: Sweep, finished: Finished) -> dict[str, Any]:
 def test_seeds_that_one_arm_lacks_are_left_out_and_curves_may_be_missing() -> None:
     sweep, finished = made_up.stories(ns=(1, 2), seeds=3, curve=False)
     rows = judge(dataclasses.replace(sweep, primary=FRESH), finished[1:])  # no n = 1 of the first seed
-    assert [(row["seeds"], row["tokens_to"]) for row in rows] == [(2, None)]
+    assert [(row.seeds, row.tokens_to.arm) for row in rows] == [(2, None)]
 
 
 @pytest.mark.parametrize(
