@@ -173,7 +173,7 @@ def inner_parameters(peer: Peer) -> list[nn.Parameter]:
 
 
 def flops_per_token(peer: Peer, shape: Shape, vocabulary: int, context: int) -> int:
-    """Those of training, counted as `lab.objectives.cost` counts ours."""
+    """Those of training, counted as `lab.objectives.flops` counts ours."""
     products = sum(each.numel() for each in inner_parameters(peer) if each.dim() >= 2) + vocabulary * shape.width
     return 3 * (2 * products + shape.layers * 4 * context * shape.width)
 
