@@ -47,7 +47,7 @@ from lab.report.tables import Interval, interval, pairs
 from lab.tasks.base import Task
 
 
-class Outcome(StrEnum):
+class Verdict(StrEnum):
     """The outcome of a comparison or of a trend."""
 
     SCREEN = "screen"
@@ -61,11 +61,11 @@ class Outcome(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
-CLAIM = (Outcome.REPRODUCED, Outcome.REVERSED)
+CLAIM = (Verdict.REPRODUCED, Verdict.REVERSED)
 """Outcomes of a comparison of further heads with none: above 0, below 0."""
-CONTROL = (Outcome.ABOVE, Outcome.BELOW)
+CONTROL = (Verdict.ABOVE, Verdict.BELOW)
 """Outcomes of any other comparison."""
-TREND = (Outcome.RISING, Outcome.FALLING)
+TREND = (Verdict.RISING, Verdict.FALLING)
 """Outcomes of the endpoint's number along an axis."""
 
 
@@ -131,7 +131,7 @@ class Comparison:
     plan: Plan
     holm: float | None = None
     """`p` after Holm's correction over the sweep; None in a screen."""
-    verdict: Outcome = Outcome.SCREEN
+    verdict: Verdict = Verdict.SCREEN
     change: Interval | None = None
     """The differences less those under the sweep's first condition; None for the first condition itself."""
 
@@ -189,7 +189,7 @@ class Trend:
     """Page's test's p."""
     holm: float | None = None
     """`p` after Holm's correction over the sweep; None in a screen."""
-    verdict: Outcome = Outcome.SCREEN
+    verdict: Verdict = Verdict.SCREEN
     """Rising or falling along the axis, not at each step."""
 
     def to_json(self) -> dict[str, Any]:
@@ -208,8 +208,8 @@ class Trend:
 
 
 def verdict(
-    difference: Interval, p: float, margin: float | None, seeds: int, words: tuple[Outcome, Outcome] = CLAIM
-) -> Outcome:
+    difference: Interval, p: float, margin: float | None, seeds: int, words: tuple[Verdict, Verdict] = CLAIM
+) -> Verdict:
     """Return the outcome of a paired difference, or of a trend.
 
     Args:
@@ -224,13 +224,13 @@ def verdict(
         "no difference" if the interval lies within ± margin; else "inconclusive".
     """
     if seeds < fewest_pairs():
-        return Outcome.SCREEN
+        return Verdict.SCREEN
     if p <= ALPHA and difference.low > 0:
         return words[0]
     if p <= ALPHA and difference.high < 0:
         return words[1]
     alike = margin is not None and max(-difference.low, difference.high) <= margin
-    return Outcome.NO_DIFFERENCE if alike else Outcome.INCONCLUSIVE
+    return Verdict.NO_DIFFERENCE if alike else Verdict.INCONCLUSIVE
 
 
 def judge(sweep: Sweep, finished: Iterable[tuple[Cell, Result]]) -> list[Comparison]:

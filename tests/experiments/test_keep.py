@@ -312,7 +312,11 @@ def test_a_page_takes_the_place_of_none_but_a_page_of_the_same_sweeps(home: Path
     primary = {"where": {"operations": 1}, "margin": 0.1}
     arms = {"seed": [0, 1], "objective.n": [1, 2]}
     files = [sweep_file(tmp_path / f"{name}.yaml", primary=primary, axes=arms) for name in ("one", "two")]
-    about = {"hardware": {"cpu": "x", "cores": 1, "threads": 1, "device": "cpu"}, "commit": "c", "finished": "f"}
+    about = {
+        "hardware": {"host": "h", "cpu": "x", "cores": 1, "threads": 1, "device": "cpu"},
+        "commit": "c",
+        "finished": "f",
+    }
     for each in files:
         finish(each, tmp_path / "store")
     for result in (tmp_path / "store").glob("*/result.json"):

@@ -24,7 +24,7 @@ from lab.report.endpoints import taught_further, tokens_to
 from lab.report.page import markdown, percent, table, trend_table
 from lab.report.statistics import difference_of_shares, holm, page_trend, pairing_gain, seeds_needed, sign_flip
 from lab.report.tables import Interval, interval
-from lab.report.verdicts import CONTROL, Outcome, document, judge, verdict
+from lab.report.verdicts import CONTROL, Verdict, document, judge, verdict
 from tests import made_up
 
 FRESH = Primary(where={"names": "fresh"}, margin=0.1)
@@ -168,7 +168,7 @@ def test_a_screen_has_no_verdicts() -> None:
     rows, plain = (judge(dataclasses.replace(sweep, primary=each), finished) for each in (screen, FRESH))
     assert {(row.verdict, row.holm) for row in rows} == {("screen", None)}
     assert "screen" not in {row.verdict for row in plain}
-    assert rows == [dataclasses.replace(row, verdict=Outcome.SCREEN, holm=None) for row in plain]
+    assert rows == [dataclasses.replace(row, verdict=Verdict.SCREEN, holm=None) for row in plain]
 
 
 def test_a_family_is_what_can_be_a_claim_in_its_sweep() -> None:
